@@ -1,0 +1,153 @@
+"""The one vocabulary of metrics: what the data plane publishes, alarms watch, evidence reads and plots show.
+
+Names are the runbooks' own. Sources: the detection tables of scenarios 1 to 5; AWS's pages on Bedrock and ECS
+Container Insights metrics. `RunningTaskCount` is a Container Insights metric, not one of `AWS/ECS`.
+"""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+MANGA_ASSIST = "MangaAssist"
+BEDROCK = "AWS/Bedrock"
+CONTAINER_INSIGHTS = "ECS/ContainerInsights"
+
+
+class MetricName(StrEnum):
+    """Every metric the product reads or writes, by its CloudWatch name."""
+
+    INVOCATION_THROTTLES = "InvocationThrottles"
+    INVOCATIONS = "Invocations"
+    INVOCATION_LATENCY = "InvocationLatency"
+    TOKENS_PER_SECOND = "TokensPerSecond"
+    OFFERED_TOKENS_PER_SECOND = "OfferedTokensPerSecond"
+    TOKENS_PER_SECOND_BY_INTENT = "TokensPerSecondByIntent"
+    CAPACITY_TOKENS_PER_SECOND = "CapacityTokensPerSecond"
+    BEDROCK_QUEUE_DEPTH = "BedrockQueueDepth"
+    REQUEST_LATENCY_P99 = "RequestLatencyP99"
+    FALLBACK_RATE = "FallbackRate"
+    CACHE_HIT_RATE = "CacheHitRate"
+    RUNNING_TASK_COUNT = "RunningTaskCount"
+    DESIRED_TASK_COUNT = "DesiredTaskCount"
+
+
+class Metric(BaseModel):
+    """One CloudWatch metric: where it stands, in which unit, read with which statistic."""
+
+    model_config = ConfigDict(frozen=True)
+
+    namespace: str
+    name: MetricName
+    unit: str
+    """A CloudWatch unit."""
+    dimensions: tuple[str, ...] = ()
+    """Dimension names, in order. Empty: one series for the whole service."""
+    statistic: str
+    """The statistic that alarms and evidence read, e.g. `Sum`, `Average`, `Maximum`."""
+    meaning: str
+
+
+_ALL = (
+    Metric(
+        namespace=BEDROCK,
+        name=MetricName.INVOCATION_THROTTLES,
+        unit="Count",
+        dimensions=("ModelId",),
+        statistic="Sum",
+        meaning="calls refused with ThrottlingException, retries included; not counted in Invocations",
+    ),
+    Metric(
+        namespace=BEDROCK,
+        name=MetricName.INVOCATIONS,
+        unit="Count",
+        dimensions=("ModelId",),
+        statistic="Sum",
+        meaning="calls answered",
+    ),
+    Metric(
+        namespace=BEDROCK,
+        name=MetricName.INVOCATION_LATENCY,
+        unit="Milliseconds",
+        dimensions=("ModelId",),
+        statistic="p99",
+        meaning="from the call to the last token",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.TOKENS_PER_SECOND,
+        unit="Count/Second",
+        dimensions=("Model",),
+        statistic="Average",
+        meaning="tokens/s sent to the model after cache and routing, client retries included",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.OFFERED_TOKENS_PER_SECOND,
+        unit="Count/Second",
+        dimensions=("Model",),
+        statistic="Average",
+        meaning="tokens/s users ask for, by the model configured for their intent, before cache, downgrade and retries",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.TOKENS_PER_SECOND_BY_INTENT,
+        unit="Count/Second",
+        dimensions=("Intent",),
+        statistic="Average",
+        meaning="tokens/s users ask for of one intent, before cache and retries",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.CAPACITY_TOKENS_PER_SECOND,
+        unit="Count/Second",
+        dimensions=("Model",),
+        statistic="Average",
+        meaning="tokens/s the data plane can have answered: routed provisioned units plus on-demand quota",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.BEDROCK_QUEUE_DEPTH,
+        unit="Count",
+        statistic="Maximum",
+        meaning="requests waiting for Bedrock",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.REQUEST_LATENCY_P99,
+        unit="Milliseconds",
+        statistic="Maximum",
+        meaning="P99 from the user's message to the answer",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.FALLBACK_RATE,
+        unit="Percent",
+        statistic="Average",
+        meaning="answers that were the fallback text",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.CACHE_HIT_RATE,
+        unit="Percent",
+        statistic="Average",
+        meaning="requests answered from the response cache",
+    ),
+    Metric(
+        namespace=CONTAINER_INSIGHTS,
+        name=MetricName.RUNNING_TASK_COUNT,
+        unit="Count",
+        dimensions=("ClusterName", "ServiceName"),
+        statistic="Average",
+        meaning="running ECS tasks of the orchestrator",
+    ),
+    Metric(
+        namespace=CONTAINER_INSIGHTS,
+        name=MetricName.DESIRED_TASK_COUNT,
+        unit="Count",
+        dimensions=("ClusterName", "ServiceName"),
+        statistic="Average",
+        meaning="desired ECS tasks of the orchestrator",
+    ),
+)
+
+CATALOGUE: dict[MetricName, Metric] = {metric.name: metric for metric in _ALL}

@@ -1,0 +1,31 @@
+"""Who may do what. Who acts is always the verified subject of a token, never a name somebody typed."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Role(StrEnum):
+    """What a person is trusted with; each role includes the ones before it."""
+
+    VIEWER = "viewer"
+    ENGINEER = "engineer"
+    APPROVER = "approver"
+    ADMIN = "admin"
+
+
+_ORDER = tuple(Role)
+
+
+class Roster(BaseModel):
+    """Who may. Read at the moment of each decision, so that a person removed since is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    people: dict[str, Role] = Field(default_factory=dict)
+    """Token subject to role."""
+
+    def may(self, subject: str, needed: Role) -> bool:
+        """Whether `subject` holds `needed` or a higher role."""
+        role = self.people.get(subject)
+        return role is not None and _ORDER.index(role) >= _ORDER.index(needed)

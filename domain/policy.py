@@ -1,0 +1,309 @@
+"""Every number of the runbooks, in one model: defaults here, overrides in one YAML file under version control.
+
+Durations marked `ScaledDuration` belong to the business and are divided by a rehearsal's speed when the policy is
+loaded; the others are technical. Sources are named per section (S1 to S5 are the scenarios of the runbooks).
+"""
+
+from datetime import timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from domain.clock import ScaledDuration
+from domain.knobs import Baseline, CacheTtlSeconds
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the policy: immutable, and strict about unknown names so that a typo is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelPolicy(Section):
+    """What a model gives and costs."""
+
+    model_id: str
+    """The base model's id: on-demand calls go to it."""
+    provisioned_model_id: str
+    """The context variant that provisioned throughput is created for (AWS: a model id with `:28k`, `:48k`)."""
+    rank: int
+    """Quality order: lower is smaller."""
+    tokens_per_second_per_unit: float = Field(gt=0)
+    baseline_units: int = Field(ge=0)
+    """Units in service when nothing else is demanded; stands in for the timetable."""
+    floor_units: int = Field(ge=0)
+    ceiling_units: int = Field(ge=0)
+    on_demand_tokens_per_second: float = Field(ge=0)
+    """The account's on-demand quota. A cushion: never counted when units are sized."""
+    usd_per_unit_hour: float | None = Field(default=None, gt=0)
+    """Without a price, cost caps are counted in unit-hours."""
+    usd_per_million_tokens: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.floor_units <= self.baseline_units <= self.ceiling_units:
+            raise ValueError(
+                f"floor_units {self.floor_units} <= baseline_units {self.baseline_units} "
+                f"<= ceiling_units {self.ceiling_units} does not hold"
+            )
+        return self
+
+
+class IntentPolicy(Section):
+    """One intent of the chatbot."""
+
+    model: str
+    """The model that answers it."""
+    downgrade_to: str | None = None
+    """The smaller model that may answer it during a mitigation (S1: faq and greeting)."""
+
+
+class CapacityPolicy(Section):
+    """Buying and releasing provisioned throughput (S1, S2, S4)."""
+
+    planned_target_utilisation: Share = 0.95
+    unplanned_target_utilisation: Share = 0.8
+    provisioning_lag: ScaledDuration = timedelta(minutes=15)
+    """Creation to InService as S4 observes it (10 to 15 min)."""
+    provisioning_timeout: ScaledDuration = timedelta(minutes=30)
+    poll_interval: ScaledDuration = timedelta(seconds=30)
+    """How often a provisioned model in creation is looked at."""
+    minimum_hold: ScaledDuration = timedelta(minutes=0)
+    """A bought model is kept at least this long."""
+    drain: ScaledDuration = timedelta(minutes=1)
+    """Between withdrawing a route and deleting its model."""
+    burst_units: int = Field(default=5, ge=1)
+    """Largest chunk bought in one provisioned model, so that scaling down is fine-grained."""
+    max_unit_hours_per_incident: float = Field(default=120, gt=0)
+    max_unit_hours_per_day: float = Field(default=240, gt=0)
+    max_usd_per_incident: float | None = Field(default=None, gt=0)
+    max_usd_per_day: float | None = Field(default=None, gt=0)
+    reconcile_interval: ScaledDuration = timedelta(minutes=15)
+    """How often the fleet is compared with the demands (S4: health check every 15 min)."""
+    name_prefix: str = "runbooks"
+
+
+class ThrottlePolicy(Section):
+    """Throttle mitigation (S1)."""
+
+    cache_ttl_seconds: CacheTtlSeconds = 120
+    hit_rate_at_baseline: Share = 0.15
+    hit_rate_at_mitigation: Share = 0.40
+    """What the longer TTL should bring the hit rate to (S1: 15 % to 40 %)."""
+    buy_throttle_share: Share = 0.01
+    """Throttles as a share of calls that count as evidence for buying, ..."""
+    buy_periods: int = Field(default=2, ge=1)
+    """... held for so many metric periods."""
+    buy_utilisation: Share = 0.8
+    """Demand over this share of a model's capacity is evidence at once."""
+    downgrade_headroom: Share = 0.8
+    """Intents are downgraded while the target model stays at or under this utilisation."""
+
+
+class RecoveryPolicy(Section):
+    """When an incident counts as recovered (S1, DESIGN idea 4)."""
+
+    max_throttles: int = 0
+    max_p99_ms: float = 3000
+    max_fallback_percent: float = 0.1
+    max_queue_depth: float = 50
+    hold: ScaledDuration = timedelta(minutes=5)
+    poll_interval: ScaledDuration = timedelta(seconds=30)
+    timeout: ScaledDuration = timedelta(minutes=30)
+    """Not recovered by then: escalate, and mitigation stays on."""
+    under_load_share: Share = 0.8
+    """Demand at or over this share of the incident's peak: recovered under load; below: the demand went away."""
+
+
+class WayBackPolicy(Section):
+    """Reverting (DESIGN idea 4)."""
+
+    max_utilisation_without_lever: Share = 0.8
+    stage_watch: ScaledDuration = timedelta(minutes=10)
+    watch_poll_interval: ScaledDuration = timedelta(seconds=30)
+    retake_cooldown: ScaledDuration = timedelta(minutes=10)
+    """After a lever was taken again or the guard said no, how long until the way back may be tried again."""
+    capacity_max_hold: ScaledDuration = timedelta(hours=4)
+    lever_max_hold: ScaledDuration = timedelta(hours=24)
+    recovered_for: ScaledDuration = timedelta(hours=1)
+    """A hold that ends after so long in recovery starts the guarded revert by itself; otherwise people are paged."""
+    max_extension: ScaledDuration = timedelta(hours=24)
+    final_watch: ScaledDuration = timedelta(minutes=10)
+    """The clean watch after the last lever, before the incident closes."""
+
+
+class LeasePolicy(Section):
+    """Lease lengths, staggered in the order of the way back."""
+
+    model_routing: ScaledDuration = timedelta(hours=2)
+    cache_ttl_seconds: ScaledDuration = timedelta(hours=2, minutes=15)
+    emergency_demand: ScaledDuration = timedelta(hours=4)
+    renew_every: ScaledDuration = timedelta(hours=1)
+
+    @model_validator(mode="after")
+    def _staggered(self) -> Self:
+        if not self.renew_every < self.model_routing <= self.cache_ttl_seconds <= self.emergency_demand:
+            raise ValueError(
+                "renew_every < model_routing <= cache_ttl_seconds <= emergency_demand does not hold: "
+                "a dead control plane would lapse in the wrong order"
+            )
+        return self
+
+
+class EscalationPolicy(Section):
+    """The runbooks' escalation table."""
+
+    throttled_after_mitigation: ScaledDuration = timedelta(minutes=5)
+    p99_ms: float = 8000
+    p99_for: ScaledDuration = timedelta(minutes=10)
+    approval_reminder: ScaledDuration = timedelta(hours=4)
+    """How often people are reminded that an incident waits for them."""
+
+
+class EvidencePolicy(Section):
+    """Reading before acting."""
+
+    budget: timedelta = timedelta(seconds=2)
+    """After this, mitigation goes ahead on what is known; technical, not scaled."""
+    recent_changes: ScaledDuration = timedelta(hours=24)
+    metric_lookback: ScaledDuration = timedelta(minutes=10)
+
+
+class AlarmRule(Section):
+    """Maps alarms to an incident key. The first rule that fits wins; absent conditions fit everything."""
+
+    alarm_name: str | None = None
+    """Shell-style pattern, e.g. `BedrockThrottle*`."""
+    metric: str | None = None
+    dimension: str | None = None
+    """A dimension that must be there; its value fills `{model}` (by model id or provisioned ARN)."""
+    key: str
+    """The incident key, e.g. `bedrock-throttle:{model}`."""
+    runbook: Literal["throttle"]
+
+
+class IntakePolicy(Section):
+    """Alarm intake."""
+
+    duplicate_count_interval: timedelta = timedelta(seconds=10)
+    reconcile_interval: timedelta = timedelta(minutes=1)
+    long_poll: timedelta = timedelta(seconds=20)
+    max_message_bytes: int = 1_048_576
+    ignored_alarms: tuple[str, ...] = ()
+    """Shell-style patterns of alarms that are somebody else's."""
+
+
+class EventTypePolicy(Section):
+    """A kind of calendar event."""
+
+    multiplier: float = Field(gt=0)
+    """Multiplies traffic, not units."""
+    lead_time: ScaledDuration = timedelta(hours=4)
+
+
+class CalendarPolicy(Section):
+    """The event calendar (S1)."""
+
+    event_types: dict[str, EventTypePolicy] = {
+        "monday_release": EventTypePolicy(multiplier=4),
+        "final_chapter": EventTypePolicy(multiplier=5),
+    }
+    match_before: ScaledDuration = timedelta(hours=2)
+    match_after: ScaledDuration = timedelta(hours=6)
+    """An incident belongs to an event that starts within `match_before` ahead or started within `match_after`."""
+
+
+class MetricsPolicy(Section):
+    """How metrics are published and read."""
+
+    period: ScaledDuration = timedelta(minutes=1)
+
+
+class EcsPolicy(Section):
+    """The orchestrator's service."""
+
+    baseline_tasks: int = 15
+    max_tasks: int = 60
+
+
+class Policy(Section):
+    """The numbers. A snapshot of it is an input of every workflow; workflow code never reads it from elsewhere."""
+
+    version: str = "default"
+    models: dict[str, ModelPolicy] = {
+        "sonnet": ModelPolicy(
+            model_id="anthropic.claude-3-sonnet-20240229-v1:0",
+            provisioned_model_id="anthropic.claude-3-sonnet-20240229-v1:0:28k",
+            rank=2,
+            tokens_per_second_per_unit=1000,
+            baseline_units=15,
+            floor_units=0,
+            ceiling_units=30,
+            on_demand_tokens_per_second=10_500,
+            usd_per_unit_hour=7.67,
+            usd_per_million_tokens=4.01,
+        ),
+        "haiku": ModelPolicy(
+            model_id="anthropic.claude-3-haiku-20240307-v1:0",
+            provisioned_model_id="anthropic.claude-3-haiku-20240307-v1:0:48k",
+            rank=1,
+            tokens_per_second_per_unit=2000,
+            baseline_units=5,
+            floor_units=0,
+            ceiling_units=10,
+            on_demand_tokens_per_second=5_000,
+            usd_per_unit_hour=7.67,
+            usd_per_million_tokens=4.01,
+        ),
+    }
+    intents: dict[str, IntentPolicy] = {
+        "recommendation": IntentPolicy(model="sonnet"),
+        "product_question": IntentPolicy(model="sonnet"),
+        "faq": IntentPolicy(model="sonnet", downgrade_to="haiku"),
+        "greeting": IntentPolicy(model="sonnet", downgrade_to="haiku"),
+        "order_status": IntentPolicy(model="haiku"),
+        "search": IntentPolicy(model="haiku"),
+    }
+    cache_ttl_seconds: CacheTtlSeconds = 30
+    """The configured TTL of the response cache (S1)."""
+    capacity: CapacityPolicy = CapacityPolicy()
+    throttle: ThrottlePolicy = ThrottlePolicy()
+    recovery: RecoveryPolicy = RecoveryPolicy()
+    way_back: WayBackPolicy = WayBackPolicy()
+    leases: LeasePolicy = LeasePolicy()
+    escalation: EscalationPolicy = EscalationPolicy()
+    evidence: EvidencePolicy = EvidencePolicy()
+    intake: IntakePolicy = IntakePolicy()
+    calendar: CalendarPolicy = CalendarPolicy()
+    metrics: MetricsPolicy = MetricsPolicy()
+    ecs: EcsPolicy = EcsPolicy()
+    alarm_rules: tuple[AlarmRule, ...] = (
+        AlarmRule(
+            metric="InvocationThrottles",
+            dimension="ModelId",
+            key="bedrock-throttle:{model}",
+            runbook="throttle",
+        ),
+        AlarmRule(alarm_name="BedrockThrottle*", key="bedrock-throttle:sonnet", runbook="throttle"),
+    )
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name, intent in self.intents.items():
+            for model in (intent.model, intent.downgrade_to):
+                if model is not None and model not in self.models:
+                    raise ValueError(
+                        f"intents.{name}: there is no model {model!r}; there are {sorted(self.models)}"
+                    )
+        return self
+
+    @property
+    def baseline(self) -> Baseline:
+        """The configured value of every knob."""
+        return Baseline(
+            cache_ttl_seconds=self.cache_ttl_seconds,
+            model_routing={name: intent.model for name, intent in self.intents.items()},
+            model_ranks={name: model.rank for name, model in self.models.items()},
+        )
