@@ -140,9 +140,7 @@ def effective_model_routing(leases: Iterable[Lease], baseline: Baseline) -> dict
                 if intent in baseline.model_routing and model in baseline.model_ranks:
                     asked.setdefault(intent, []).append(model)
     return {
-        intent: min(asked[intent], key=lambda model: baseline.model_ranks[model])
-        if intent in asked
-        else model
+        intent: min(asked[intent], key=lambda model: baseline.model_ranks[model]) if intent in asked else model
         for intent, model in baseline.model_routing.items()
     }
 

@@ -294,9 +294,7 @@ class Policy(Section):
         for name, intent in self.intents.items():
             for model in (intent.model, intent.downgrade_to):
                 if model is not None and model not in self.models:
-                    raise ValueError(
-                        f"intents.{name}: there is no model {model!r}; there are {sorted(self.models)}"
-                    )
+                    raise ValueError(f"intents.{name}: there is no model {model!r}; there are {sorted(self.models)}")
         return self
 
     @property
