@@ -21,7 +21,6 @@ class MetricName(StrEnum):
     INVOCATION_LATENCY = "InvocationLatency"
     TOKENS_PER_SECOND = "TokensPerSecond"
     OFFERED_TOKENS_PER_SECOND = "OfferedTokensPerSecond"
-    TOKENS_PER_SECOND_BY_INTENT = "TokensPerSecondByIntent"
     CAPACITY_TOKENS_PER_SECOND = "CapacityTokensPerSecond"
     BEDROCK_QUEUE_DEPTH = "BedrockQueueDepth"
     REQUEST_LATENCY_P99 = "RequestLatencyP99"
@@ -84,17 +83,9 @@ _ALL = (
         namespace=MANGA_ASSIST,
         name=MetricName.OFFERED_TOKENS_PER_SECOND,
         unit="Count/Second",
-        dimensions=("Model",),
-        statistic="Average",
-        meaning="tokens/s users ask for, by the model configured for their intent, before cache, downgrade and retries",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.TOKENS_PER_SECOND_BY_INTENT,
-        unit="Count/Second",
         dimensions=("Intent",),
         statistic="Average",
-        meaning="tokens/s users ask for of one intent, before cache and retries",
+        meaning="tokens/s users ask for of one intent, before cache, routing and retries",
     ),
     Metric(
         namespace=MANGA_ASSIST,

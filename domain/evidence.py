@@ -1,0 +1,94 @@
+"""Evidence: typed readings of the world, each with where it came from, when it was true and how long it took.
+
+Missing evidence is a reading too: its `value` is None and `missing` says why. Nothing is ever guessed.
+"""
+
+from enum import StrEnum
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+Value = bool | int | float | str | list[str]
+
+
+class EvidenceKey(StrEnum):
+    """Everything a decision tree, a plan or a check may ask for."""
+
+    # CloudWatch; where a metric is per model, of the incident's model
+    THROTTLES_PER_PERIOD = "throttles_per_period"
+    TOKENS_PER_SECOND = "tokens_per_second"
+    CAPACITY_TOKENS_PER_SECOND = "capacity_tokens_per_second"
+    QUEUE_DEPTH = "queue_depth"
+    P99_MS = "p99_ms"
+    FALLBACK_PERCENT = "fallback_percent"
+    HIT_RATE_PERCENT = "hit_rate_percent"
+    # Bedrock
+    UNITS_IN_SERVICE = "units_in_service"
+    UNITS_CREATING = "units_creating"
+    # ECS
+    TASKS_RUNNING = "tasks_running"
+    TASKS_DESIRED = "tasks_desired"
+    # Event calendar (DynamoDB)
+    EVENT_CONFIGURED = "event_configured"
+    EVENT_ID = "event_id"
+    EVENT_STARTS_AT = "event_starts_at"
+    EVENT_MULTIPLIER = "event_multiplier"
+    EVENT_TRIGGERED_AT = "event_triggered_at"
+    EVENT_COMPLETED_AT = "event_completed_at"
+    EVENT_UNITS = "event_units"
+    EVENT_LEAD_SECONDS = "event_lead_seconds"
+    # Recent changes
+    RECENT_CHANGES = "recent_changes"
+
+
+class Reading(BaseModel):
+    """One piece of evidence."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: EvidenceKey
+    value: Value | None = None
+    missing: str | None = None
+    """Why there is no value. A value that is truly absent (no event configured) is a value, not missing."""
+    observed_at: AwareDatetime | None = None
+    """When the value was true, by the source's own time."""
+    source: str
+    """System and resource, e.g. `cloudwatch AWS/Bedrock InvocationThrottles ModelId=...`."""
+
+
+class Evidence(BaseModel):
+    """Readings by key."""
+
+    readings: dict[EvidenceKey, Reading] = {}
+
+    def value(self, key: EvidenceKey) -> Value | None:
+        """The value, or None when it is missing or was not read."""
+        reading = self.readings.get(key)
+        return reading.value if reading else None
+
+    def number(self, key: EvidenceKey) -> float | None:
+        """The value as a number, or None when it is missing, was not read, or is none."""
+        value = self.value(key)
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    def why_missing(self, key: EvidenceKey) -> str:
+        """Why `key` has no value."""
+        reading = self.readings.get(key)
+        return (reading.missing if reading else None) or "not read"
+
+    def merge(self, other: "Evidence") -> "Evidence":
+        """Both; `other` wins where both have a key."""
+        return Evidence(readings={**self.readings, **other.readings})
+
+
+class Check(BaseModel):
+    """One of the universal first-response checks, with what it found."""
+
+    name: str
+    """Which check, e.g. `Bedrock throttles`."""
+    finding: str
+    """What was found, in one sentence; or what could not be read and why."""
+    breaching: bool | None
+    """None: could not tell."""
+    evidence: Evidence
+    observed_at: AwareDatetime | None = None
+    duration_ms: float
