@@ -1,0 +1,231 @@
+"""The record of one incident: everything the query answers, the Temporal UI shows and the report is made of."""
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, Field
+
+from domain.alarms import AlarmChange
+from domain.evidence import Check
+from domain.load import LoadSnapshot
+from domain.trees import Diagnosis
+
+
+class Phase(StrEnum):
+    """Where an incident stands."""
+
+    TRIAGE = "triage"
+    """Re-reading the metric, first-response checks."""
+    MITIGATING = "mitigating"
+    VERIFYING = "verifying"
+    """Levers are in force; waiting for recovery."""
+    AWAITING_DECISION = "awaiting-decision"
+    """People decide the way back."""
+    REVERTING = "reverting"
+    CLEANUP = "cleanup"
+    SNOOZED = "snoozed"
+    """Aborted; further alarms for the key are ignored until OK or the snooze ends."""
+    CLOSED = "closed"
+
+
+class LeverName(StrEnum):
+    """The levers of throttle mitigation, in the order of the way back."""
+
+    MODEL_ROUTING = "model_routing"
+    CACHE_TTL = "cache_ttl_seconds"
+    CAPACITY = "capacity"
+
+
+class LeverStatus(StrEnum):
+    """What became of a lever."""
+
+    NOT_NEEDED = "not-needed"
+    APPLYING = "applying"
+    IN_FORCE = "in-force"
+    FAILED = "failed"
+    RELEASING = "releasing"
+    RELEASED = "released"
+
+
+class Lever(BaseModel):
+    """One lever of the plan, and what became of it."""
+
+    name: LeverName
+    status: LeverStatus
+    before: str
+    """The value it changes, in words, e.g. `30 s`."""
+    after: str
+    """The value it sets, in words, e.g. `120 s`."""
+    why: str
+    """Why this value, or why the lever is not needed."""
+    applied_at: AwareDatetime | None = None
+    landed_at: AwareDatetime | None = None
+    """When the effect was there: for capacity, when the units were in service."""
+    hold_until: AwareDatetime | None = None
+    """The maximum hold; when it ends the way back starts by itself or people are paged."""
+    extensions: int = 0
+    released_at: AwareDatetime | None = None
+    detail: str = ""
+    """The latest word on it: an error, what is being waited for, what still holds it."""
+
+
+class RecoveryCheck(BaseModel):
+    """One measure of recovery."""
+
+    name: str
+    value: float | None
+    """None: no data."""
+    target: float
+    unit: str
+    met: bool
+    since: AwareDatetime | None = None
+    """Met without a break since then."""
+
+
+class TimelineEntry(BaseModel):
+    """One line of the incident's history."""
+
+    at: AwareDatetime
+    kind: Literal["alarm", "finding", "lever", "recovery", "decision", "page", "capacity", "phase", "note"]
+    text: str
+    who: str | None = None
+
+
+class Decision(BaseModel):
+    """What a person asked for, and what became of it."""
+
+    at: AwareDatetime
+    who: str
+    action: str
+    why: str
+    outcome: Literal["accepted", "denied", "already-done", "not-possible"]
+    message: str
+
+
+class CalendarProposal(BaseModel):
+    """An event type for the calendar, learnt from the incident; written once somebody approves the revert."""
+
+    event_type: str
+    multiplier: float
+    reason: str
+    written: bool = False
+    event_id: str | None = None
+
+
+class IncidentRecord(BaseModel):
+    """Everything about one incident. Times are workflow time; the clock of the policy snapshot tells business time."""
+
+    incident_id: str
+    """The workflow id, `incident-<key>`."""
+    run_id: str
+    key: str
+    model: str | None
+    runbook: Literal["throttle"] | None
+    """None: a triage incident, opened for an alarm that maps to nothing."""
+    service: str = "mangaassist"
+    severity: Literal["SEV1", "SEV2", "SEV3"] = "SEV2"
+    phase: Phase = Phase.TRIAGE
+    alarm: AlarmChange
+    alarm_times: int = 1
+    """Deliveries that said the alarm is on, duplicates included."""
+    alarm_on: bool = True
+    opened_at: AwareDatetime
+    mitigated_at: AwareDatetime | None = None
+    """When every free lever was in force and the capacity request was accepted."""
+    recovered_at: AwareDatetime | None = None
+    recovery: Literal["recovered under load", "the demand went away"] | None = None
+    recovery_detail: str = ""
+    closed_at: AwareDatetime | None = None
+    outcome: str = ""
+    """In one sentence, once closed."""
+    load_at_start: LoadSnapshot | None = None
+    load_at_recovery: LoadSnapshot | None = None
+    peak_offered_tokens_per_second: float = 0
+    checks: list[Check] = Field(default_factory=list)
+    diagnosis: Diagnosis | None = None
+    arithmetic: list[str] = Field(default_factory=list)
+    """The plan's sums, a line each."""
+    levers: list[Lever] = Field(default_factory=list)
+    recovery_checks: list[RecoveryCheck] = Field(default_factory=list)
+    effects: list[str] = Field(default_factory=list)
+    """Hit rate, ECS tasks, units in service: effects of levers, reported beside recovery."""
+    timeline: list[TimelineEntry] = Field(default_factory=list)
+    decisions: list[Decision] = Field(default_factory=list)
+    acknowledged_by: str | None = None
+    waiting_for: str = ""
+    """Who or what the incident waits for."""
+    next_step: str = ""
+    next_at: AwareDatetime | None = None
+    to_do: list[str] = Field(default_factory=list)
+    """What remains for people to do."""
+    calendar_proposal: CalendarProposal | None = None
+    previous_incident: str | None = None
+    """Run id of the last incident with this key."""
+    knobs_at_baseline: bool | None = None
+    capacity_at_baseline: bool | None = None
+    still_held: list[str] = Field(default_factory=list)
+    """What keeps knobs or capacity off the baseline after cleanup."""
+    report_path: str | None = None
+
+    def lever(self, name: LeverName) -> Lever | None:
+        """The lever of that name, if the plan has it."""
+        return next((lever for lever in self.levers if lever.name is name), None)
+
+    @property
+    def held(self) -> list[Lever]:
+        """Levers in force or on the way in, in the order of the way back."""
+        kept = (LeverStatus.APPLYING, LeverStatus.IN_FORCE, LeverStatus.RELEASING)
+        order = list(LeverName)
+        return sorted((lever for lever in self.levers if lever.status in kept), key=lambda x: order.index(x.name))
+
+    @property
+    def time_to_mitigate(self) -> timedelta | None:
+        """From opening to mitigation, in workflow time."""
+        return self.mitigated_at - self.opened_at if self.mitigated_at else None
+
+
+def render_details(record: IncidentRecord, how_to: str) -> str:
+    """The incident at this moment, as Markdown for the Temporal UI.
+
+    `how_to` is one line on how to decide. Text from outside (alarm names) is put in code spans without backticks.
+    """
+    lines = [f"# {record.phase.upper()}: {quoted(record.key)}", ""]
+    lines.append(f"**What is wrong**: alarm {quoted(record.alarm.alarm_name)} ({quoted(record.alarm.reason)}).")
+    if record.diagnosis:
+        lines.append(f"**Cause**: {record.diagnosis.sentence}")
+    lines.append("")
+    lines.append("**What we changed**:" if record.levers else "**What we changed**: nothing")
+    lines += [
+        f"- {lever.name}: {lever.before} → {lever.after}: **{lever.status}**"
+        + (f", at most until {utc(lever.hold_until)}" if lever.hold_until and lever in record.held else "")
+        + (f" ({lever.detail})" if lever.detail else "")
+        for lever in record.levers
+    ]
+    if record.recovery_checks:
+        lines += ["", "| measure | now | target | met since |", "|---|---|---|---|"]
+        lines += [
+            f"| {check.name} | {'no data' if check.value is None else f'{check.value:g} {check.unit}'} "
+            f"| {check.target:g} {check.unit} | {utc(check.since) if check.met and check.since else 'not met'} |"
+            for check in record.recovery_checks
+        ]
+    lines += ["", f"**Waiting for**: {record.waiting_for or 'nobody'}"]
+    if record.next_step:
+        lines.append(f"**Next**: {record.next_step}" + (f", {utc(record.next_at)}" if record.next_at else ""))
+    if record.phase is Phase.AWAITING_DECISION:
+        lines += ["", how_to]
+    if record.to_do:
+        lines += ["", "**To do**:", *(f"- {item}" for item in record.to_do)]
+    if record.outcome:
+        lines += ["", record.outcome]
+    return "\n".join(lines)
+
+
+def quoted(text: str) -> str:
+    """`text` from outside as an inert Markdown code span."""
+    return "`" + (" ".join(text.split()).replace("`", "'") or " ") + "`"
+
+
+def utc(at: AwareDatetime) -> str:
+    """`at` for people: to the second."""
+    return at.strftime("%Y-%m-%d %H:%M:%S %Z")
