@@ -12,7 +12,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from domain.alarms import AlarmChange
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel
 from domain.clock import RehearsalClock
-from domain.incident import IncidentRecord, LeverName
+from domain.incident import IncidentRecord, Lever, LeverName
+from domain.load import LoadSnapshot
 from domain.policy import Policy
 
 TASK_QUEUE = "runbooks"
@@ -127,18 +128,30 @@ class UpdateResult(Message):
 
 
 class MitigationInput(Message):
-    """Starts the mitigation of one incident; it returns a MitigationResult when the levers are in force."""
+    """Starts the mitigation of one incident; it returns a MitigationResult once every lever acted or failed."""
 
-    record: IncidentRecord
+    incident_id: str
+    model: str
+    reason: str
+    """For lease and demand: what the incident is about."""
+    load: LoadSnapshot
     snapshot: PolicySnapshot
-    attempt: int
+    attempt: int = Field(ge=1)
     """1, and one more each time the alarm returns."""
 
 
 class MitigationResult(Message):
-    """The levers as they stand when the mitigation workflow ends."""
+    """The levers as they stand when the mitigation workflow ends, in the order of the way back."""
 
-    record: IncidentRecord
+    levers: list[Lever]
+    arithmetic: list[str]
+    """The plan's sums, a line each."""
+    demand: Demand | None
+    """What was asked of the capacity workflow."""
+
+
+LEVER_CHANGED = "lever_changed"
+"""Signal to an incident, argument Lever: its mitigation moved a lever."""
 
 
 # ---------------------------------------------------------------- cleanup
