@@ -1,0 +1,45 @@
+"""One plugin for every process: data converter, sandbox passthrough, error mapping, failure types."""
+
+from pydantic import ValidationError
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from workers.errors import ErrorMapping
+from workers.settings import Settings
+
+# `domain` is pure and `activities` is only referenced by workflows, so both may be shared with the sandbox;
+# activities bring redis-py and, for reports, Jinja2 along.
+_PASSED_THROUGH = ("domain", "dataplane", "activities", "redis", "jinja2", "markdown_it")
+
+
+def _runner(existing: WorkflowRunner | None) -> WorkflowRunner:
+    if existing is None or isinstance(existing, SandboxedWorkflowRunner):
+        base = existing.restrictions if existing else SandboxRestrictions.default
+        return SandboxedWorkflowRunner(restrictions=base.with_passthrough_modules(*_PASSED_THROUGH))
+    return existing
+
+
+def runbook_plugin() -> SimplePlugin:
+    """For clients (their workers inherit it) and for the replayer."""
+    return SimplePlugin(
+        "mangaassist.runbooks",
+        data_converter=pydantic_data_converter,
+        workflow_runner=_runner,
+        interceptors=[ErrorMapping()],
+        # Bad input fails the workflow instead of retrying its task for ever.
+        workflow_failure_exception_types=[ValidationError],
+    )
+
+
+async def connect(settings: Settings) -> Client:
+    """A client with the plugin.
+
+    Raises:
+        RuntimeError: from the SDK, when the server cannot be reached.
+    """
+    return await Client.connect(
+        settings.temporal_address, namespace=settings.temporal_namespace, plugins=[runbook_plugin()]
+    )
