@@ -57,8 +57,8 @@ class LeaseRequest(BaseModel):
     value: KnobValue
     holder: Holder
     reason: str = Field(min_length=1, max_length=500)
-    duration_ms: int = Field(gt=0)
-    """How long the lease lasts from the moment the Redis server grants or renews it."""
+    duration_ms: int = Field(gt=0, le=7 * 24 * 3600 * 1000)
+    """How long the lease lasts from the moment the Redis server grants or renews it; at most 7 days, never endless."""
 
 
 class Lease(BaseModel):
@@ -74,7 +74,7 @@ class Lease(BaseModel):
     acquired_at: AwareDatetime
     expires_at: AwareDatetime
     version: int = Field(ge=1)
-    """Fencing token: grows with every change of the ledger; an older writer is refused."""
+    """The ledger's version when this lease was taken or last renewed; it grows with every change of the ledger."""
 
 
 class AuditEntry(BaseModel):

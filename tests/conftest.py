@@ -1,0 +1,25 @@
+"""Fixtures for all tests: the real servers they run against."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from dataplane.connection import connect
+from tests.servers import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A Redis-protocol server for the whole session; a test that stops it makes one of its own."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
+    """A client of the session's server, emptied."""
+    with connect(valkey.url) as client:
+        client.flushall()
+        yield client

