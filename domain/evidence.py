@@ -16,6 +16,7 @@ class EvidenceKey(StrEnum):
     # CloudWatch; where a metric is per model, of the incident's model
     THROTTLES_PER_PERIOD = "throttles_per_period"
     TOKENS_PER_SECOND = "tokens_per_second"
+    """Demand: offered load on the model at the measured hit rate, without retries."""
     CAPACITY_TOKENS_PER_SECOND = "capacity_tokens_per_second"
     QUEUE_DEPTH = "queue_depth"
     P99_MS = "p99_ms"
@@ -35,6 +36,8 @@ class EvidenceKey(StrEnum):
     EVENT_TRIGGERED_AT = "event_triggered_at"
     EVENT_COMPLETED_AT = "event_completed_at"
     EVENT_UNITS = "event_units"
+    EVENT_CAPACITY_TOKENS_PER_SECOND = "event_capacity_tokens_per_second"
+    """What those units give."""
     EVENT_LEAD_SECONDS = "event_lead_seconds"
     # Recent changes
     RECENT_CHANGES = "recent_changes"

@@ -1,12 +1,13 @@
 """The record of one incident: everything the query answers, the Temporal UI shows and the report is made of."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
 from domain.alarms import AlarmChange
+from domain.clock import RehearsalClock
 from domain.evidence import Check
 from domain.load import LoadSnapshot
 from domain.trees import Diagnosis
@@ -147,6 +148,8 @@ class IncidentRecord(BaseModel):
     arithmetic: list[str] = Field(default_factory=list)
     """The plan's sums, a line each."""
     levers: list[Lever] = Field(default_factory=list)
+    units_bought: int = 0
+    """Provisioned units bought for this incident, over what was there."""
     recovery_checks: list[RecoveryCheck] = Field(default_factory=list)
     effects: list[str] = Field(default_factory=list)
     """Hit rate, ECS tasks, units in service: effects of levers, reported beside recovery."""
@@ -183,6 +186,14 @@ class IncidentRecord(BaseModel):
     def time_to_mitigate(self) -> timedelta | None:
         """From opening to mitigation, in workflow time."""
         return self.mitigated_at - self.opened_at if self.mitigated_at else None
+
+    def unit_hours(self, clock: RehearsalClock, until: datetime) -> float:
+        """Business unit-hours of the bought capacity from landing to its release, or to `until` while it is held."""
+        lever = self.lever(LeverName.CAPACITY)
+        if lever is None or lever.landed_at is None:
+            return 0.0
+        held = max((lever.released_at or until) - lever.landed_at, timedelta(0))
+        return self.units_bought * (clock.business_duration(held) / timedelta(hours=1))
 
 
 def render_details(record: IncidentRecord, how_to: str) -> str:

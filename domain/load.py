@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from domain.policy import ModelPolicy, Policy
+from domain.policy import ModelPolicy
 
 
 class ModelLoad(BaseModel):
@@ -65,9 +65,3 @@ def remaining_tokens_per_second(units: int, model: ModelPolicy) -> float:
 def total_offered(snapshot: LoadSnapshot) -> float:
     """All intents together, tokens/s."""
     return sum(snapshot.offered_tokens_per_second.values())
-
-
-def configured_load(model: str, snapshot: LoadSnapshot, policy: Policy) -> float:
-    """Tokens/s on `model` were every lever released: configured routing, hit rate at the configured TTL."""
-    baseline = policy.baseline.model_routing
-    return load_on(model, snapshot.offered_tokens_per_second, baseline, policy.throttle.hit_rate_at_baseline)

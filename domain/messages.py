@@ -12,9 +12,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from domain.alarms import AlarmChange
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel
 from domain.clock import RehearsalClock
-from domain.incident import IncidentRecord, Lever, LeverName
+from domain.evidence import Evidence
+from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
+from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.load import LoadSnapshot
-from domain.policy import Policy
+from domain.people import Role
+from domain.policy import Policy, RecoveryPolicy
 
 TASK_QUEUE = "runbooks"
 
@@ -124,6 +127,211 @@ class UpdateResult(Message):
     message: str
 
 
+class Authorise(Message):
+    """Asks whether a person may."""
+
+    who: str
+    needed: Role
+
+
+class Authorised(Message):
+    """Whether a person may, and why not."""
+
+    may: bool
+    message: str
+
+
+# ---------------------------------------------------------------- leases
+
+
+class TakeLeases(Message):
+    """Take or renew leases in one call."""
+
+    leases: list[LeaseRequest]
+
+
+class ReleaseLeases(Message):
+    """End leases of one holder in one call."""
+
+    lease_ids: list[str]
+    holder: Holder
+    reason: str
+
+
+class ReadKnobs(Message):
+    """Asks for knobs' values in force."""
+
+    knobs: list[KnobName]
+    baseline: Baseline
+
+
+class KnobState(Message):
+    """One knob now."""
+
+    knob: KnobName
+    value: KnobValue
+    baseline: KnobValue
+    leases: list[Lease]
+
+
+class KnobStates(Message):
+    """Several knobs at one moment."""
+
+    knobs: list[KnobState]
+    epoch: str | None
+    """Marker of Redis's data set."""
+
+
+# ---------------------------------------------------------------- evidence
+
+
+class LoadQuery(Message):
+    """What one GetMetricData call should say."""
+
+    models: dict[str, str]
+    """Model name to its `ModelId` dimension."""
+    intents: list[str]
+    period: timedelta
+    lookback: timedelta
+
+
+def load_query(policy: Policy) -> LoadQuery:
+    """The query of all models and intents of the policy."""
+    return LoadQuery(
+        models={name: spec.model_id for name, spec in policy.models.items()},
+        intents=list(policy.intents),
+        period=policy.metrics.period,
+        lookback=policy.evidence.metric_lookback,
+    )
+
+
+class RecoveryQuery(Message):
+    """What recovery is judged by."""
+
+    load: LoadQuery
+    model: str
+    intents_of_model: list[str]
+    """Intents configured for the model."""
+    recovery: RecoveryPolicy
+    p99_before_ms: float | None
+    """The incident's P99 target is at least this: back at its value before counts."""
+
+
+class AwaitRecovery(Message):
+    """Wait until every measure of recovery has been met for the hold, or `give_up_after`."""
+
+    query: RecoveryQuery
+    checks: list[RecoveryCheck] = []
+    """As they stood before, so that `since` goes on."""
+    give_up_after: timedelta
+    page_p99_ms: float | None
+    """Return early when P99 stays over this for `page_p99_for`; None: do not."""
+    page_p99_for: timedelta
+
+
+class AwaitedRecovery(Message):
+    """How the wait ended."""
+
+    ended: Literal["recovered", "gave-up", "p99-high"]
+    checks: list[RecoveryCheck]
+    load: LoadSnapshot | None
+    """As last read; None: CloudWatch never answered."""
+    peak_offered_tokens_per_second: float
+    effects: list[str]
+
+
+class WatchRelease(Message):
+    """Watch the service after a lever was released, for `watch` or until it breaches."""
+
+    query: RecoveryQuery
+    watch: timedelta
+    poll_interval: timedelta
+
+
+class WatchedRelease(Message):
+    """What the watch saw."""
+
+    breaches: list[str]
+    """Empty: clean."""
+    checks: list[RecoveryCheck]
+    load: LoadSnapshot | None
+
+
+class CheckCapacity(Message):
+    """First-response check 3."""
+
+    model: str
+    model_id: str
+    expected_units: int
+
+
+class CheckTasks(Message):
+    """First-response check 4."""
+
+    baseline_tasks: int
+
+
+class CheckCalendar(Message):
+    """First-response check 5."""
+
+    model: str
+    at: AwareDatetime
+    """Business time."""
+    match_before: timedelta
+    """Business durations, uncompressed."""
+    match_after: timedelta
+    tokens_per_second_per_unit: float
+
+
+class CheckChanges(Message):
+    """First-response check 6."""
+
+    since: timedelta
+    baseline: Baseline
+    incident_id: str
+    """Its own changes are left out."""
+
+
+# ---------------------------------------------------------------- decisions and pages
+
+
+class DiagnoseThrottle(Message):
+    """Scenario 1's tree over what is known."""
+
+    evidence: Evidence
+
+
+class PlanThrottle(Message):
+    """Scenario 1's levers for what is known."""
+
+    model: str
+    load: LoadSnapshot
+    snapshot: PolicySnapshot
+    now: AwareDatetime
+
+
+class GuardRelease(Message):
+    """Whether a lever may be released."""
+
+    lever: LeverName
+    held: list[LeverName]
+    model: str
+    load: LoadSnapshot
+    policy: Policy
+
+
+class Page(Message):
+    """A page to people."""
+
+    page_id: str
+    """The same for a retry."""
+    incident_id: str
+    severity: str
+    to: str
+    """Who should come, e.g. `senior on-call and AWS TAM`."""
+    text: str
+
+
 # ---------------------------------------------------------------- throttle mitigation
 
 
@@ -169,6 +377,23 @@ class CleanupResult(Message):
     """What cleanup proved and wrote."""
 
     record: IncidentRecord
+
+
+# ---------------------------------------------------------------- report
+
+
+class ReportInput(Message):
+    """Asks for the report of an incident as its record stands; while it runs, a report as of now."""
+
+    record: IncidentRecord
+    snapshot: PolicySnapshot
+
+
+class ReportResult(Message):
+    """Where the report lies: absolute paths on the machine of the worker."""
+
+    html_path: str
+    markdown_path: str
 
 
 # ---------------------------------------------------------------- capacity

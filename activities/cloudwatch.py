@@ -1,0 +1,273 @@
+"""Reading CloudWatch: the load on Bedrock, whether the service has recovered, whether a release holds."""
+
+import asyncio
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from temporalio import activity
+
+from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
+from domain.incident import RecoveryCheck
+from domain.load import LoadSnapshot, ModelLoad, total_offered
+from domain.messages import (
+    AwaitedRecovery,
+    AwaitRecovery,
+    LoadQuery,
+    RecoveryQuery,
+    WatchedRelease,
+    WatchRelease,
+)
+from domain.metrics import CATALOGUE, MetricName
+from domain.runbooks.throttle import breaching, effects, held_since, recovery_checks
+
+if TYPE_CHECKING:
+    from types_boto3_cloudwatch.client import CloudWatchClient
+    from types_boto3_cloudwatch.type_defs import MetricDataQueryTypeDef
+
+Series = dict[datetime, float]
+
+THROTTLE_PERIODS = 10
+"""Periods whose throttle share is reported."""
+FRESH_PERIODS = 3
+"""A gauge is current if it is at most so many periods older than the newest one."""
+BREACH_POLLS = 2
+"""Polls in a row that must breach before a watched release counts as failed: one blip is none."""
+
+
+class CloudWatchActivities:
+    """CloudWatch, and the ECS names that its Container Insights metrics carry."""
+
+    def __init__(self, cloudwatch: "CloudWatchClient", *, ecs_cluster: str, ecs_service: str) -> None:
+        self._cloudwatch = cloudwatch
+        self._ecs = {"ClusterName": ecs_cluster, "ServiceName": ecs_service}
+
+    @activity.defn
+    def read_load(self, query: LoadQuery) -> LoadSnapshot:
+        """The load now. Throttles as a whole number of the newest period; metrics without data stay None."""
+        return self._read(query)
+
+    @activity.defn
+    async def await_recovery(self, request: AwaitRecovery) -> AwaitedRecovery:
+        """Poll until recovered. Heartbeats carry since when each measure has been met, so a dead worker loses nothing.
+
+        CloudWatch away: the measures stay as they were and polling goes on.
+        """
+        started = time.monotonic()
+        checks, peak, p99_since = request.checks, 0.0, None
+        if details := activity.info().heartbeat_details:
+            checks = [RecoveryCheck.model_validate(item) for item in details[0]]
+            peak = float(details[1])
+            started -= float(details[2])
+        load: LoadSnapshot | None = None
+        ended = "gave-up"
+        while True:
+            load = await self._try_read(request.query.load) or load
+            if load is not None:
+                query = request.query
+                checks = recovery_checks(query.model, load, query.recovery, checks, query.p99_before_ms)
+                peak = max(peak, total_offered(load))
+                since = held_since(checks)
+                if since is not None and load.observed_at - since >= query.recovery.hold:
+                    ended = "recovered"
+                    break
+                high = request.page_p99_ms is not None and (load.p99_ms or 0) > request.page_p99_ms
+                p99_since = (p99_since or load.observed_at) if high else None
+                if p99_since is not None and load.observed_at - p99_since >= request.page_p99_for:
+                    ended = "p99-high"
+                    break
+            elapsed = time.monotonic() - started
+            activity.heartbeat([check.model_dump(mode="json") for check in checks], peak, elapsed)
+            if elapsed >= request.give_up_after.total_seconds():
+                break
+            await asyncio.sleep(request.query.recovery.poll_interval.total_seconds())
+        return AwaitedRecovery.model_validate(
+            {
+                "ended": ended,
+                "checks": checks,
+                "load": load,
+                "peak_offered_tokens_per_second": peak,
+                "effects": effects(request.query.model, load) if load else [],
+            }
+        )
+
+    @activity.defn
+    async def watch_release(self, request: WatchRelease) -> WatchedRelease:
+        """Poll for the whole watch, or until the service breaches in two polls running."""
+        started = time.monotonic()
+        if details := activity.info().heartbeat_details:
+            started -= float(details[0])
+        checks: list[RecoveryCheck] = []
+        load: LoadSnapshot | None = None
+        breached = 0
+        seen: datetime | None = None
+        while True:
+            await asyncio.sleep(request.poll_interval.total_seconds())
+            read = await self._try_read(request.query.load)
+            if read is not None and read.observed_at != seen:
+                load, seen = read, read.observed_at
+                query = request.query
+                checks = recovery_checks(query.model, load, query.recovery, checks, query.p99_before_ms)
+                breached = breached + 1 if breaching(checks) else 0
+                if breached >= BREACH_POLLS:
+                    return WatchedRelease(breaches=breaching(checks), checks=checks, load=load)
+            elapsed = time.monotonic() - started
+            activity.heartbeat(elapsed)
+            if elapsed >= request.watch.total_seconds():
+                return WatchedRelease(breaches=[], checks=checks, load=load)
+
+    @activity.defn
+    def check_metrics(self, query: RecoveryQuery) -> list[Check]:
+        """First-response checks 1 (which metrics breach) and 2 (are there throttles)."""
+        started = time.perf_counter()
+        load = self._read(query.load)
+        spent_ms = (time.perf_counter() - started) * 1000
+        checks = recovery_checks(query.model, load, query.recovery, (), query.p99_before_ms)
+        off_target, unread = breaching(checks), [check.name for check in checks if check.value is None]
+        finding = "breaching: " + "; ".join(off_target) if off_target else "no metric breaches"
+        if unread:
+            finding += "; no data on " + ", ".join(unread)
+        model = load.model(query.model)
+        readings: dict[EvidenceKey, Value | None] = {
+            EvidenceKey.THROTTLES_PER_PERIOD: model.throttles,
+            EvidenceKey.TOKENS_PER_SECOND: demand(query, load),
+            EvidenceKey.CAPACITY_TOKENS_PER_SECOND: model.capacity_tokens_per_second,
+            EvidenceKey.QUEUE_DEPTH: load.queue_depth,
+            EvidenceKey.P99_MS: load.p99_ms,
+            EvidenceKey.FALLBACK_PERCENT: load.fallback_percent,
+            EvidenceKey.HIT_RATE_PERCENT: None if load.hit_rate is None else load.hit_rate * 100,
+        }
+        evidence = evidence_of(readings, "cloudwatch GetMetricData", load.observed_at, "no data in the lookback")
+        throttles = model.throttles
+        share = model.throttle_shares[-1] if model.throttle_shares else None
+        throttle_finding = "throttles could not be read: no data"
+        if throttles is not None:
+            of_calls = f", {share:.1%} of calls" if share is not None else ""
+            throttle_finding = f"{throttles:g} throttles on {query.model} in the newest period{of_calls}"
+        common = {"evidence": evidence, "observed_at": load.observed_at, "duration_ms": spent_ms}
+        return [
+            Check(name="Which metrics breach", finding=finding, breaching=bool(off_target), **common),
+            Check(
+                name="Bedrock throttles",
+                finding=throttle_finding,
+                breaching=None if throttles is None else throttles > 0,
+                **common,
+            ),
+        ]
+
+    async def _try_read(self, query: LoadQuery) -> LoadSnapshot | None:
+        try:
+            return await asyncio.to_thread(self._read, query)
+        except Exception as error:
+            activity.logger.warning("CloudWatch could not be read, polling goes on", extra={"error": str(error)})
+            return None
+
+    def _read(self, query: LoadQuery) -> LoadSnapshot:
+        wanted: dict[str, MetricDataQueryTypeDef] = {}
+
+        def ask(label: str, name: MetricName, dimensions: dict[str, str]) -> None:
+            metric = CATALOGUE[name]
+            wanted[label] = {
+                "Id": f"q{len(wanted)}",
+                "Label": label,
+                "MetricStat": {
+                    "Metric": {
+                        "Namespace": metric.namespace,
+                        "MetricName": metric.name,
+                        "Dimensions": [{"Name": key, "Value": dimensions[key]} for key in metric.dimensions],
+                    },
+                    "Period": max(1, round(query.period.total_seconds())),
+                    "Stat": metric.statistic,
+                },
+            }
+
+        for model, model_id in query.models.items():
+            ask(f"throttles {model}", MetricName.INVOCATION_THROTTLES, {"ModelId": model_id})
+            ask(f"invocations {model}", MetricName.INVOCATIONS, {"ModelId": model_id})
+            ask(f"sent {model}", MetricName.TOKENS_PER_SECOND, {"Model": model})
+            ask(f"capacity {model}", MetricName.CAPACITY_TOKENS_PER_SECOND, {"Model": model})
+        for intent in query.intents:
+            ask(f"offered {intent}", MetricName.OFFERED_TOKENS_PER_SECOND, {"Intent": intent})
+        ask("queue", MetricName.BEDROCK_QUEUE_DEPTH, {})
+        ask("p99", MetricName.REQUEST_LATENCY_P99, {})
+        ask("fallback", MetricName.FALLBACK_RATE, {})
+        ask("hits", MetricName.CACHE_HIT_RATE, {})
+        ask("tasks", MetricName.RUNNING_TASK_COUNT, self._ecs)
+        period = max(1, round(query.period.total_seconds()))
+        end = datetime.fromtimestamp(math.floor(time.time() / period) * period, UTC)
+        answer = self._cloudwatch.get_metric_data(
+            MetricDataQueries=list(wanted.values()), StartTime=end - query.lookback, EndTime=end
+        )
+        by_id: dict[str, Series] = {}
+        for result in answer["MetricDataResults"]:
+            points = zip(result["Timestamps"], result["Values"], strict=True)
+            by_id.setdefault(result["Id"], {}).update({at.astimezone(UTC): value for at, value in points})
+        series = {label: by_id.get(item["Id"], {}) for label, item in wanted.items()}
+        return snapshot(series, list(query.models), query.intents, end, query.period)
+
+
+def snapshot(
+    series: dict[str, Series], models: list[str], intents: list[str], end: datetime, period: timedelta
+) -> LoadSnapshot:
+    """Raw series as a load snapshot, as of the newest point of any of them."""
+    newest = max((at for points in series.values() for at in points), default=None)
+    if newest is None:
+        return LoadSnapshot(observed_at=end)
+    oldest = newest - FRESH_PERIODS * period
+
+    def current(label: str) -> float | None:
+        points = series[label]
+        at = max(points, default=None)
+        return points[at] if at is not None and at >= oldest else None
+
+    def model_load(model: str) -> ModelLoad:
+        throttles, invocations = series[f"throttles {model}"], series[f"invocations {model}"]
+        times = sorted(set(throttles) | set(invocations))[-THROTTLE_PERIODS:]
+        calls = [(throttles.get(at, 0.0), invocations.get(at, 0.0)) for at in times]
+        return ModelLoad(
+            sent_tokens_per_second=current(f"sent {model}"),
+            capacity_tokens_per_second=current(f"capacity {model}"),
+            throttles=throttles.get(times[-1]) if times and times[-1] >= oldest else None,
+            throttle_shares=tuple(refused / (refused + ok) for refused, ok in calls if refused + ok > 0),
+        )
+
+    hits = current("hits")
+    return LoadSnapshot(
+        observed_at=newest,
+        models={model: model_load(model) for model in models},
+        offered_tokens_per_second={
+            intent: value for intent in intents if (value := current(f"offered {intent}")) is not None
+        },
+        hit_rate=None if hits is None else hits / 100,
+        queue_depth=current("queue"),
+        p99_ms=current("p99"),
+        fallback_percent=current("fallback"),
+        tasks_running=current("tasks"),
+    )
+
+
+def demand(query: RecoveryQuery, load: LoadSnapshot) -> float | None:
+    """Demand on the incident's model: what would be sent without retries, at the measured hit rate."""
+    if not load.offered_tokens_per_second or load.hit_rate is None:
+        return load.model(query.model).sent_tokens_per_second
+    offered = sum(load.offered_tokens_per_second.get(intent, 0.0) for intent in query.intents_of_model)
+    return offered * (1 - load.hit_rate)
+
+
+def evidence_of(
+    values: dict[EvidenceKey, Value | None], source: str, observed_at: datetime | None, missing: str
+) -> Evidence:
+    """Values of one source as evidence; None becomes missing, and says why."""
+    return Evidence(
+        readings={
+            key: Reading(
+                key=key,
+                value=value,
+                missing=missing if value is None else None,
+                observed_at=observed_at,
+                source=source,
+            )
+            for key, value in values.items()
+        }
+    )

@@ -1,0 +1,28 @@
+"""Decisions that choose or count commands, run as local activities: their results stand in the history, so that an
+edited tree, plan or threshold never breaks the replay of a workflow in flight."""
+
+from temporalio import activity
+
+from domain.messages import DiagnoseThrottle, GuardRelease, PlanThrottle
+from domain.runbooks import throttle
+from domain.trees import Diagnosis, diagnose
+
+
+class DecisionActivities:
+    """Pure functions of the domain, recorded."""
+
+    @activity.defn
+    async def diagnose_throttle(self, request: DiagnoseThrottle) -> Diagnosis:
+        """Scenario 1's tree over what is known."""
+        return diagnose(throttle.TREE, request.evidence)
+
+    @activity.defn
+    async def plan_throttle(self, request: PlanThrottle) -> throttle.MitigationPlan:
+        """The levers of scenario 1."""
+        snapshot = request.snapshot
+        return throttle.plan(request.model, request.load, snapshot.policy, snapshot.clock, request.now)
+
+    @activity.defn
+    async def guard_release(self, request: GuardRelease) -> throttle.Guard:
+        """Whether a lever may be released now."""
+        return throttle.guard(request.lever, request.held, request.model, request.load, request.policy)

@@ -1,0 +1,90 @@
+"""What is configured: the policy (a snapshot for workflows) and the roster (read at the moment of a decision)."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedBase
+from ruamel.yaml.error import YAMLError
+from temporalio import activity
+
+from domain.clock import RehearsalClock, compress
+from domain.messages import Authorise, Authorised, PolicySnapshot
+from domain.people import Roster
+from domain.policy import Policy
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ConfigurationError(ValueError):
+    """A file that cannot be used; the message names the file, the line, the field and what is allowed."""
+
+
+def load_yaml(model: type[M], path: Path | None) -> M:
+    """`model` from a YAML file, or its defaults without one.
+
+    Raises:
+        ConfigurationError: not readable, not YAML, or not what the model allows.
+    """
+    if path is None:
+        return model()
+    try:
+        content = YAML(typ="rt").load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"{path}:{_line(content, item['loc'])}: {'.'.join(map(str, item['loc']))}: "
+            f"{item['input']!r} is not allowed: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise ConfigurationError("\n".join(lines)) from None
+
+
+def _line(content: object, location: tuple[int | str, ...]) -> int:
+    line = 1
+    for part in location:
+        if not isinstance(content, CommentedBase):
+            break
+        try:
+            position = content.lc.key(part) if isinstance(part, str) else content.lc.item(part)
+            line, content = position[0] + 1, content[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def load_policy(path: Path | None, clock: RehearsalClock) -> Policy:
+    """The policy with its business durations divided by the clock's speed.
+
+    Raises:
+        ConfigurationError: as `load_yaml`.
+    """
+    return compress(load_yaml(Policy, path), clock.speed)
+
+
+class SettingsActivities:
+    """Configuration files, read anew at each call so that an edit needs no restart."""
+
+    def __init__(self, *, policy_file: Path | None, roster_file: Path | None, clock: RehearsalClock) -> None:
+        self._policy_file = policy_file
+        self._roster_file = roster_file
+        self._clock = clock
+
+    @activity.defn
+    async def load_policy(self) -> PolicySnapshot:
+        """A snapshot for one workflow. A broken file fails the activity with its line and is tried again."""
+        return PolicySnapshot(policy=load_policy(self._policy_file, self._clock), clock=self._clock)
+
+    @activity.defn
+    async def authorise(self, request: Authorise) -> Authorised:
+        """Whether the person holds the role at this moment. Without a roster nobody does."""
+        roster = load_yaml(Roster, self._roster_file)
+        role = roster.people.get(request.who)
+        if roster.may(request.who, request.needed):
+            return Authorised(may=True, message=f"{request.who} is {role}")
+        held = f"is {role}" if role else "is not in the roster"
+        return Authorised(may=False, message=f"{request.who} {held}; {request.needed} is needed")

@@ -1,0 +1,383 @@
+"""Scenario 1: Bedrock throttles. The tree of causes, the plan, the recovery checks and the guard of the way back.
+
+Everything here is pure. Sources: scenario 1 of the runbooks; SEED-CHECK 2, 3, 19, 21 and 27.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel
+
+from domain.clock import RehearsalClock
+from domain.evidence import Evidence, EvidenceKey
+from domain.incident import Lever, LeverName, LeverStatus, RecoveryCheck
+from domain.load import (
+    LoadSnapshot,
+    load_on,
+    remaining_tokens_per_second,
+    total_offered,
+    units_for,
+)
+from domain.policy import Policy, RecoveryPolicy
+from domain.trees import Leaf, Question
+
+# ---------------------------------------------------------------- the tree
+
+
+def _triggered_on_time(evidence: Evidence) -> str:
+    triggered, starts = _when(evidence, EvidenceKey.EVENT_TRIGGERED_AT), _when(evidence, EvidenceKey.EVENT_STARTS_AT)
+    lead = timedelta(seconds=evidence.number(EvidenceKey.EVENT_LEAD_SECONDS) or 0)
+    return "yes" if triggered and starts and triggered <= starts - lead else "no"
+
+
+def _sufficient(evidence: Evidence) -> str:
+    load = evidence.number(EvidenceKey.TOKENS_PER_SECOND) or 0
+    return "yes" if load <= (evidence.number(EvidenceKey.EVENT_CAPACITY_TOKENS_PER_SECOND) or 0) else "no"
+
+
+def _completed_in_time(evidence: Evidence) -> str:
+    completed, starts = _when(evidence, EvidenceKey.EVENT_COMPLETED_AT), _when(evidence, EvidenceKey.EVENT_STARTS_AT)
+    return "yes" if completed and starts and completed <= starts else "no"
+
+
+def _when(evidence: Evidence, key: EvidenceKey) -> datetime | None:
+    value = evidence.value(key)
+    return datetime.fromisoformat(value) if isinstance(value, str) and value else None
+
+
+TREE = Question(
+    id="configured",
+    text="Was the event in the calendar?",
+    needs=(EvidenceKey.EVENT_CONFIGURED,),
+    answer=lambda evidence: "yes" if evidence.value(EvidenceKey.EVENT_CONFIGURED) else "no",
+    branches={
+        "no": Leaf("event-not-in-calendar", "The event was not in the calendar, so nothing was pre-provisioned."),
+        "yes": Question(
+            id="triggered",
+            text="Did provisioning trigger on time?",
+            needs=(EvidenceKey.EVENT_TRIGGERED_AT, EvidenceKey.EVENT_STARTS_AT, EvidenceKey.EVENT_LEAD_SECONDS),
+            answer=_triggered_on_time,
+            branches={
+                "no": Leaf("provisioning-not-triggered", "Pre-provisioning did not start on time."),
+                "yes": Question(
+                    id="sufficient",
+                    text="Was the capacity sufficient for the traffic?",
+                    needs=(EvidenceKey.TOKENS_PER_SECOND, EvidenceKey.EVENT_CAPACITY_TOKENS_PER_SECOND),
+                    answer=_sufficient,
+                    branches={
+                        "no": Leaf(
+                            "multiplier-underestimated",
+                            "The event's multiplier was underestimated: traffic outgrew the capacity planned for it.",
+                        ),
+                        "yes": Question(
+                            id="completed",
+                            text="Was provisioning complete before the event?",
+                            needs=(EvidenceKey.EVENT_COMPLETED_AT, EvidenceKey.EVENT_STARTS_AT),
+                            answer=_completed_in_time,
+                            branches={
+                                "no": Leaf(
+                                    "lead-time-too-short",
+                                    "The lead time was too short: provisioning was not complete when the event began.",
+                                ),
+                                "yes": Leaf(
+                                    "investigate",
+                                    "Capacity was there in time and sufficient as planned: investigate what drove "
+                                    "the traffic (a title of unusual interest?).",
+                                ),
+                            },
+                        ),
+                    },
+                ),
+            },
+        ),
+    },
+)
+
+# ---------------------------------------------------------------- the plan
+
+
+class MitigationPlan(BaseModel):
+    """What to do, with the sums. Pure result; the workflow only carries it out."""
+
+    levers: list[Lever]
+    """In the order of the way back; those not needed say why."""
+    routing: dict[str, str]
+    """Intents to downgrade, with the model; empty: none fits."""
+    cache_ttl_seconds: int
+    units: int | None
+    """Total units wanted in service; None: no evidence for buying, or none needed."""
+    arithmetic: list[str]
+
+
+def buying_evidence(model: str, load: LoadSnapshot, policy: Policy) -> str | None:
+    """Why buying is justified, in words; None when it is not (SEED-CHECK 21: one retried 429 buys nothing)."""
+    throttle = policy.throttle
+    now = load.model(model)
+    if now.sent_tokens_per_second is not None and now.capacity_tokens_per_second:
+        utilisation = now.sent_tokens_per_second / now.capacity_tokens_per_second
+        if utilisation > throttle.buy_utilisation:
+            return (
+                f"{now.sent_tokens_per_second:,.0f} of {now.capacity_tokens_per_second:,.0f} tokens/s is "
+                f"{utilisation:.0%} of the capacity, over {throttle.buy_utilisation:.0%}"
+            )
+    shares = now.throttle_shares[-throttle.buy_periods :]
+    if len(shares) == throttle.buy_periods and min(shares) >= throttle.buy_throttle_share:
+        return (
+            f"throttles were at least {min(shares):.1%} of calls for {len(shares)} periods, "
+            f"over {throttle.buy_throttle_share:.0%}"
+        )
+    return None
+
+
+def downgrades(load: LoadSnapshot, policy: Policy) -> tuple[dict[str, str], str]:
+    """The intents that may move to a smaller model with room for them, smallest load first, and the sums in words.
+
+    Room is judged at the present hit rate, so that a longer TTL that fails to help does not move the outage.
+    """
+    routing = dict(policy.baseline.model_routing)
+    hit_rate = load.hit_rate if load.hit_rate is not None else policy.throttle.hit_rate_at_baseline
+    offered = load.offered_tokens_per_second
+    moved: dict[str, str] = {}
+    notes: list[str] = []
+    candidates = [(offered[name], name, intent) for name, intent in policy.intents.items() if name in offered]
+    for _, name, intent in sorted(candidates, key=lambda item: (item[0], item[1])):
+        target = intent.downgrade_to
+        if target is None:
+            continue
+        after = load_on(target, offered, {**routing, name: target}, hit_rate)
+        room = policy.throttle.downgrade_headroom * remaining_tokens_per_second(
+            policy.models[target].baseline_units, policy.models[target]
+        )
+        fits = after <= room
+        notes.append(
+            f"{name} to {target}: {after:,.0f} tokens/s on {target}, {'fits' if fits else 'does not fit'} "
+            f"in {room:,.0f} ({policy.throttle.downgrade_headroom:.0%} of its provisioned capacity)"
+        )
+        if fits:
+            routing[name] = moved[name] = target
+    return moved, "; ".join(notes) or "no offered load by intent is known, so nothing is moved"
+
+
+def plan(model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, now: datetime) -> MitigationPlan:
+    """The levers of scenario 1 for `model`, sized from offered load before retries (SEED-CHECK 2, 3, 19)."""
+    throttle, spec, baseline = policy.throttle, policy.models[model], policy.baseline
+    moved, moved_why = downgrades(load, policy)
+    why_buy = buying_evidence(model, load, policy)
+    units, arithmetic = _size(model, load, policy, clock, moved) if why_buy else (None, [])
+    ttl_lever = Lever(
+        name=LeverName.CACHE_TTL,
+        status=LeverStatus.APPLYING,
+        before=f"{baseline.cache_ttl_seconds} s",
+        after=f"{throttle.cache_ttl_seconds} s",
+        why=f"the hit rate should rise to {throttle.hit_rate_at_mitigation:.0%}; it costs nothing",
+        hold_until=now + policy.way_back.lever_max_hold,
+    )
+    names = ", ".join(sorted(moved))
+    routing_lever = Lever(
+        name=LeverName.MODEL_ROUTING,
+        status=LeverStatus.APPLYING if moved else LeverStatus.NOT_NEEDED,
+        before=", ".join(f"{name}: {baseline.model_routing[name]}" for name in sorted(moved)) or "as configured",
+        after=", ".join(f"{name}: {target}" for name, target in sorted(moved.items())) or "as configured",
+        why=f"{names} need less quality, and fit ({moved_why})" if moved else moved_why,
+        hold_until=now + policy.way_back.lever_max_hold if moved else None,
+    )
+    buys = units is not None and units > spec.baseline_units
+    capacity_lever = Lever(
+        name=LeverName.CAPACITY,
+        status=LeverStatus.APPLYING if buys else LeverStatus.NOT_NEEDED,
+        before=f"{spec.baseline_units} units",
+        after=f"{units} units" if buys else f"{spec.baseline_units} units",
+        why=why_buy or "no evidence for buying yet: throttles under the share, demand within capacity",
+        hold_until=now + policy.way_back.capacity_max_hold if buys else None,
+    )
+    if why_buy and not buys:
+        capacity_lever = capacity_lever.model_copy(update={"why": f"{why_buy}; but the free levers suffice"})
+    return MitigationPlan(
+        levers=[routing_lever, ttl_lever, capacity_lever],
+        routing=moved,
+        cache_ttl_seconds=throttle.cache_ttl_seconds,
+        units=units if buys else None,
+        arithmetic=[f"Evidence for buying: {why_buy or 'none'}.", *arithmetic],
+    )
+
+
+def _size(
+    model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, moved: dict[str, str]
+) -> tuple[int, list[str]]:
+    throttle, spec, capacity = policy.throttle, policy.models[model], policy.capacity
+    routing = policy.baseline.model_routing
+    offered = load.offered_tokens_per_second
+    if not offered:
+        sent = load.model(model).sent_tokens_per_second or 0
+        expected = sent * (1 - throttle.hit_rate_at_mitigation) / (1 - (load.hit_rate or throttle.hit_rate_at_baseline))
+        lines = [
+            f"Offered load by intent is unknown; {sent:,.0f} tokens/s sent gives {expected:,.0f} at the longer TTL."
+        ]
+    else:
+        asked = load_on(model, offered, routing, 0)
+        downgraded = load_on(model, offered, {**routing, **moved}, 0)
+        expected = load_on(model, offered, {**routing, **moved}, throttle.hit_rate_at_mitigation)
+        lines = [
+            f"Offered to {model} before cache and retries: {asked:,.0f} tokens/s "
+            f"(of {total_offered(load):,.0f} in all).",
+            f"Less the downgraded intents ({', '.join(sorted(moved)) or 'none'}): {downgraded:,.0f} tokens/s.",
+            f"Less the cache at {throttle.hit_rate_at_mitigation:.0%} hits: {expected:,.0f} tokens/s.",
+        ]
+    target = capacity.unplanned_target_utilisation
+    wanted = units_for(expected, spec, target)
+    lines.append(
+        f"{expected:,.0f} ÷ {spec.tokens_per_second_per_unit:,.0f} tokens/s per unit ÷ {target:.0%} "
+        f"target utilisation = {wanted} units."
+    )
+    clamped = max(spec.floor_units, min(wanted, spec.ceiling_units))
+    if clamped != wanted:
+        lines.append(f"Floor {spec.floor_units} and ceiling {spec.ceiling_units} make it {clamped} units.")
+    return _cap_cost(clamped, model, policy, clock, lines)
+
+
+def _cap_cost(units: int, model: str, policy: Policy, clock: RehearsalClock, lines: list[str]) -> tuple[int, list[str]]:
+    """Clamp by the incident's cost cap over the maximum hold; unit-hours where no price is configured."""
+    spec, capacity = policy.models[model], policy.capacity
+    hours = clock.business_duration(policy.way_back.capacity_max_hold) / timedelta(hours=1)
+    extra = max(0, units - spec.baseline_units)
+    affordable = int(capacity.max_unit_hours_per_incident / hours)
+    if spec.usd_per_unit_hour is not None and capacity.max_usd_per_incident is not None:
+        affordable = min(affordable, int(capacity.max_usd_per_incident / (hours * spec.usd_per_unit_hour)))
+    bought = min(extra, affordable)
+    price = (
+        f", at most {bought * hours * spec.usd_per_unit_hour:,.0f} USD" if spec.usd_per_unit_hour is not None else ""
+    )
+    lines.append(
+        f"{extra} units over the baseline of {spec.baseline_units} for at most {hours:g} h are "
+        f"{extra * hours:g} unit-hours; the cap per incident allows {affordable} units: {bought} units{price}."
+    )
+    return spec.baseline_units + bought, lines
+
+
+# ---------------------------------------------------------------- recovery
+
+
+def recovery_checks(
+    model: str,
+    load: LoadSnapshot,
+    recovery: RecoveryPolicy,
+    before: Iterable[RecoveryCheck],
+    p99_before_ms: float | None,
+) -> list[RecoveryCheck]:
+    """The measures of recovery now; `before` tells since when each has been met.
+
+    No data counts as no throttles only while calls were made; elsewhere no data is never met.
+    """
+    since = {check.name: check.since for check in before if check.met}
+    calls_made = (load.model(model).sent_tokens_per_second or 0) > 0
+    throttles = load.model(model).throttles
+    if throttles is None and calls_made:
+        throttles = 0
+    p99_target = max(recovery.max_p99_ms, p99_before_ms or 0)
+    rows: list[tuple[str, float | None, float, str, bool]] = [
+        (
+            "throttles",
+            throttles,
+            recovery.max_throttles,
+            "per period",
+            throttles is not None and throttles <= recovery.max_throttles,
+        ),
+        ("P99 latency", load.p99_ms, p99_target, "ms", load.p99_ms is not None and load.p99_ms < p99_target),
+        (
+            "fallback answers",
+            load.fallback_percent,
+            recovery.max_fallback_percent,
+            "%",
+            load.fallback_percent is not None and load.fallback_percent < recovery.max_fallback_percent,
+        ),
+        (
+            "queue depth",
+            load.queue_depth,
+            recovery.max_queue_depth,
+            "requests",
+            load.queue_depth is not None and load.queue_depth < recovery.max_queue_depth,
+        ),
+    ]
+    return [
+        RecoveryCheck(
+            name=name,
+            value=value,
+            target=target,
+            unit=unit,
+            met=met,
+            since=(since.get(name) or load.observed_at) if met else None,
+        )
+        for name, value, target, unit, met in rows
+    ]
+
+
+def held_since(checks: list[RecoveryCheck]) -> datetime | None:
+    """Since when all measures have been met together; None while one is not."""
+    times = [check.since for check in checks]
+    return max((t for t in times if t is not None), default=None) if all(t is not None for t in times) else None
+
+
+def breaching(checks: Iterable[RecoveryCheck]) -> list[str]:
+    """Measures that have data and are off target, in words. Used while a released lever is watched."""
+    return [
+        f"{check.name} {check.value:g} {check.unit} (target {check.target:g})"
+        for check in checks
+        if check.value is not None and not check.met
+    ]
+
+
+def effects(model: str, load: LoadSnapshot) -> list[str]:
+    """Effects of levers, reported beside recovery and never part of it."""
+    now = load.model(model)
+    lines = []
+    if load.hit_rate is not None:
+        lines.append(f"cache hit rate {load.hit_rate:.0%}")
+    if load.tasks_running is not None:
+        lines.append(f"{load.tasks_running:g} ECS tasks running")
+    if now.sent_tokens_per_second is not None and now.capacity_tokens_per_second is not None:
+        lines.append(f"{now.sent_tokens_per_second:,.0f} of {now.capacity_tokens_per_second:,.0f} tokens/s on {model}")
+    return lines
+
+
+def recovered_how(load: LoadSnapshot, peak: float, recovery: RecoveryPolicy) -> tuple[str, str]:
+    """Whether the mitigation held under load or the demand went away, and at which share of the peak."""
+    share = total_offered(load) / peak if peak else 0.0
+    kind = "recovered under load" if share >= recovery.under_load_share else "the demand went away"
+    return kind, f"{kind}: offered load was {share:.0%} of the incident's peak of {peak:,.0f} tokens/s"
+
+
+# ---------------------------------------------------------------- the way back
+
+
+class Guard(BaseModel):
+    """Whether a lever may be released now."""
+
+    may: bool
+    why: str
+
+
+def guard(lever: LeverName, held: Iterable[LeverName], model: str, load: LoadSnapshot, policy: Policy) -> Guard:
+    """A lever is released only if the projected load without it is at most 80 % of what remains."""
+    offered = load.offered_tokens_per_second
+    if not offered:
+        return Guard(may=False, why="the offered load could not be read, so the load without the lever is unknown")
+    after = set(held) - {lever}
+    throttle, spec = policy.throttle, policy.models[model]
+    routing = dict(policy.baseline.model_routing)
+    if LeverName.MODEL_ROUTING in after:
+        routing |= {name: intent.downgrade_to for name, intent in policy.intents.items() if intent.downgrade_to}
+    hit_rate = throttle.hit_rate_at_baseline
+    if LeverName.CACHE_TTL in after:
+        hit_rate = load.hit_rate if load.hit_rate is not None else throttle.hit_rate_at_mitigation
+    projected = load_on(model, offered, routing, hit_rate)
+    remaining = remaining_tokens_per_second(spec.baseline_units, spec)
+    if LeverName.CAPACITY in after:
+        remaining = max(remaining, load.model(model).capacity_tokens_per_second or 0)
+    limit = policy.way_back.max_utilisation_without_lever
+    share = projected / remaining if remaining else float("inf")
+    verdict = "may be released" if share <= limit else "must stay"
+    return Guard(
+        may=share <= limit,
+        why=f"without {lever}: {projected:,.0f} of {remaining:,.0f} tokens/s on {model} is {share:.0%}; "
+        f"the limit is {limit:.0%}: it {verdict}",
+    )
