@@ -1,6 +1,7 @@
 """What was changed lately: knobs (the ledger's audit stream), ECS deployments, and AWS calls that CloudTrail knows."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -39,11 +40,12 @@ class ChangeActivities:
         since = now - request.since
         changes: list[tuple[datetime, str]] = []
         unread: list[str] = []
-        for source, read in (
-            ("knobs", lambda: self._knobs(since, request.incident_id)),
-            ("ECS deployments", lambda: self._deployments(since)),
-            ("CloudTrail", lambda: self._trail(since, now)),
-        ):
+        sources: dict[str, Callable[[], list[tuple[datetime, str]]]] = {
+            "knobs": lambda: self._knobs(since, request.incident_id),
+            "ECS deployments": lambda: self._deployments(since),
+            "CloudTrail": lambda: self._trail(since, now),
+        }
+        for source, read in sources.items():
             try:
                 changes += read()
             except Exception as error:

@@ -1,0 +1,90 @@
+"""The event calendar in DynamoDB: which event an incident belongs to, and the entry that is learnt from it."""
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from temporalio import activity
+
+from activities.cloudwatch import evidence_of
+from domain.calendar import CalendarEvent, CalendarRowError
+from domain.evidence import Check, EvidenceKey, Value
+from domain.messages import CheckCalendar
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.client import DynamoDBClient
+
+
+class CalendarActivities:
+    """One DynamoDB table; small, and read by Scan."""
+
+    def __init__(self, dynamodb: "DynamoDBClient", *, table: str) -> None:
+        self._dynamodb = dynamodb
+        self._table = table
+
+    @activity.defn
+    def check_calendar(self, request: CheckCalendar) -> list[Check]:
+        """First-response check 5: is there an event that should have been pre-provisioned for?
+
+        Of several events the one with the largest multiplier counts. No event is an answer, not missing evidence; a
+        row that cannot be read makes the answer missing if no other event fits, for it might be the one.
+        """
+        started = time.perf_counter()
+        now = datetime.now(UTC)
+        events, broken = self._events()
+        fitting = [
+            event
+            for event in events
+            if request.model in event.models
+            and event.starts_at - request.match_before <= request.at <= event.starts_at + request.match_after
+        ]
+        event = max(fitting, key=lambda candidate: candidate.multiplier, default=None)
+        values: dict[EvidenceKey, Value | None]
+        if event is None:
+            finding = "no event in the calendar" + (f"; {'; '.join(broken)}" if broken else "")
+            values = {EvidenceKey.EVENT_CONFIGURED: None if broken else False}
+        else:
+            units = event.units.get(request.model, 0)
+            triggered, completed = event.provisioning_triggered_at, event.provisioning_completed_at
+            finding = (
+                f"{event.event_id} ({event.type}, {event.multiplier:g}x) starts {event.starts_at.isoformat()}; "
+                f"provisioning triggered {triggered.isoformat() if triggered else 'never'}, "
+                f"completed {completed.isoformat() if completed else 'never'}, {units} units of {request.model}"
+            )
+            values = {
+                EvidenceKey.EVENT_CONFIGURED: True,
+                EvidenceKey.EVENT_ID: event.event_id,
+                EvidenceKey.EVENT_STARTS_AT: event.starts_at.isoformat(),
+                EvidenceKey.EVENT_MULTIPLIER: event.multiplier,
+                EvidenceKey.EVENT_TRIGGERED_AT: triggered.isoformat() if triggered else "",
+                EvidenceKey.EVENT_COMPLETED_AT: completed.isoformat() if completed else "",
+                EvidenceKey.EVENT_UNITS: units,
+                EvidenceKey.EVENT_CAPACITY_TOKENS_PER_SECOND: units * request.tokens_per_second_per_unit,
+                EvidenceKey.EVENT_LEAD_SECONDS: event.lead_time.total_seconds(),
+            }
+        return [
+            Check(
+                name="Event calendar",
+                finding=finding,
+                breaching=None if broken and event is None else event is not None,
+                evidence=evidence_of(values, f"dynamodb Scan {self._table}", now, "; ".join(broken)),
+                observed_at=now,
+                duration_ms=(time.perf_counter() - started) * 1000,
+            )
+        ]
+
+    @activity.defn
+    def put_event(self, event: CalendarEvent) -> None:
+        """Write the event; writing it again writes the same row."""
+        self._dynamodb.put_item(TableName=self._table, Item=event.to_item())
+
+    def _events(self) -> tuple[list[CalendarEvent], list[str]]:
+        events: list[CalendarEvent] = []
+        broken: list[str] = []
+        for page in self._dynamodb.get_paginator("scan").paginate(TableName=self._table):
+            for item in page["Items"]:
+                try:
+                    events.append(CalendarEvent.from_item(item))
+                except CalendarRowError as error:
+                    broken.append(str(error))
+        return events, broken
