@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from domain.alarms import AlarmChange
+from domain.capacity import Demand
 from domain.clock import RehearsalClock
 from domain.evidence import Check
+from domain.knobs import LeaseRequest
 from domain.load import LoadSnapshot
 from domain.trees import Diagnosis
 
@@ -67,6 +69,10 @@ class Lever(BaseModel):
     """The maximum hold; when it ends the way back starts by itself or people are paged."""
     extensions: int = 0
     released_at: AwareDatetime | None = None
+    lease: LeaseRequest | None = None
+    """What undoes and renews it, when it is a knob."""
+    demand: Demand | None = None
+    """What undoes it, when it is capacity."""
     detail: str = ""
     """The latest word on it: an error, what is being waited for, what still holds it."""
 

@@ -10,10 +10,11 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from domain.alarms import AlarmChange
+from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence
-from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
+from domain.incident import Lever, LeverName, RecoveryCheck
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.load import LoadSnapshot
 from domain.people import Role
@@ -339,13 +340,17 @@ class MitigationInput(Message):
     """Starts the mitigation of one incident; it returns a MitigationResult once every lever acted or failed."""
 
     incident_id: str
+    run_id: str
+    """The incident's, part of every lease id."""
     model: str
     reason: str
     """For lease and demand: what the incident is about."""
     load: LoadSnapshot
     snapshot: PolicySnapshot
+    held: list[Lever] = []
+    """Levers in force already; they are kept."""
     attempt: int = Field(ge=1)
-    """1, and one more each time the alarm returns."""
+    """1, and one more each time levers are taken, so that no lease id is used twice."""
 
 
 class MitigationResult(Message):
@@ -354,8 +359,6 @@ class MitigationResult(Message):
     levers: list[Lever]
     arithmetic: list[str]
     """The plan's sums, a line each."""
-    demand: Demand | None
-    """What was asked of the capacity workflow."""
 
 
 LEVER_CHANGED = "lever_changed"
@@ -366,34 +369,27 @@ LEVER_CHANGED = "lever_changed"
 
 
 class CleanupInput(Message):
-    """Starts the cleanup after an incident."""
+    """Starts the cleanup after an incident: gives back all that it may hold and proves the baseline."""
 
-    record: IncidentRecord
+    incident_id: str
+    model: str
+    lease_ids: list[str]
+    """Every lease that the incident may ever have taken."""
+    demand_id: str
+    reason: str
+    event: CalendarEvent | None
+    """To be written into the calendar; None: nothing was approved."""
     snapshot: PolicySnapshot
-    write_calendar: bool
 
 
 class CleanupResult(Message):
-    """What cleanup proved and wrote."""
+    """What cleanup proved."""
 
-    record: IncidentRecord
-
-
-# ---------------------------------------------------------------- report
-
-
-class ReportInput(Message):
-    """Asks for the report of an incident as its record stands; while it runs, a report as of now."""
-
-    record: IncidentRecord
-    snapshot: PolicySnapshot
-
-
-class ReportResult(Message):
-    """Where the report lies: absolute paths on the machine of the worker."""
-
-    html_path: str
-    markdown_path: str
+    knobs_at_baseline: bool
+    capacity_at_baseline: bool
+    still_held: list[str]
+    event_written: bool
+    to_do: list[str]
 
 
 # ---------------------------------------------------------------- capacity

@@ -29,3 +29,12 @@ class Roster(BaseModel):
         """Whether `subject` holds `needed` or a higher role."""
         role = self.people.get(subject)
         return role is not None and _ORDER.index(role) >= _ORDER.index(needed)
+
+
+def needed_role(action: str, *, recovered: bool) -> Role:
+    """The role that an action on an incident needs. Whatever spends less or changes nothing is an engineer's."""
+    if action in ("approve_revert", "reject", "release_lever"):
+        return Role.APPROVER
+    if action == "abort" and not recovered:
+        return Role.APPROVER
+    return Role.ENGINEER

@@ -123,15 +123,11 @@ class WayBackPolicy(Section):
     max_utilisation_without_lever: Share = 0.8
     stage_watch: ScaledDuration = timedelta(minutes=10)
     watch_poll_interval: ScaledDuration = timedelta(seconds=30)
-    retake_cooldown: ScaledDuration = timedelta(minutes=10)
-    """After a lever was taken again or the guard said no, how long until the way back may be tried again."""
     capacity_max_hold: ScaledDuration = timedelta(hours=4)
     lever_max_hold: ScaledDuration = timedelta(hours=24)
     recovered_for: ScaledDuration = timedelta(hours=1)
     """A hold that ends after so long in recovery starts the guarded revert by itself; otherwise people are paged."""
     max_extension: ScaledDuration = timedelta(hours=24)
-    final_watch: ScaledDuration = timedelta(minutes=10)
-    """The clean watch after the last lever, before the incident closes."""
 
 
 class LeasePolicy(Section):
@@ -158,6 +154,8 @@ class EscalationPolicy(Section):
     throttled_after_mitigation: ScaledDuration = timedelta(minutes=5)
     p99_ms: float = 8000
     p99_for: ScaledDuration = timedelta(minutes=10)
+    snooze: ScaledDuration = timedelta(minutes=30)
+    """After an abort, alarms of the same key are ignored for this long, or until OK."""
     approval_reminder: ScaledDuration = timedelta(hours=4)
     """How often people are reminded that an incident waits for them."""
 
