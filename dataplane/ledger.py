@@ -22,7 +22,6 @@ from typing import Any, Literal, cast
 from uuid import uuid4
 
 import redis
-from pydantic import ValidationError
 
 from dataplane import keys
 from dataplane.connection import Script
@@ -388,8 +387,8 @@ def _holder_fields(text: str) -> dict[str, str]:
 
 def _parse_lease(lease_id: str, expires_ms: str, record: str) -> Lease | None:
     """The lease, or None for one that this version does not know (a knob of a later one), which it leaves alone."""
-    fields = json.loads(record)
     try:
+        fields = json.loads(record)
         return Lease.model_validate(
             {
                 **fields,
@@ -400,8 +399,8 @@ def _parse_lease(lease_id: str, expires_ms: str, record: str) -> Lease | None:
                 "expires_at": _time(expires_ms),
             }
         )
-    except ValidationError:
-        _log.warning("lease %s of knob %s is not known to this version", lease_id, fields["knob"])
+    except (ValueError, KeyError):
+        _log.debug("lease %s is not known to this version: %s", lease_id, record)
         return None
 
 
@@ -416,5 +415,5 @@ def _parse_audit(fields: dict[str, str]) -> AuditEntry | None:
                 "expires_at": _time(fields["expires_ms"]),
             }
         )
-    except ValidationError:
+    except (ValueError, KeyError):
         return None
