@@ -172,7 +172,7 @@ def _metrics(entries: object) -> tuple[AlarmMetric, ...]:
         lower = {str(key).lower(): value for key, value in entry.items()}
         by_id.setdefault(str(lower.get("id") or f"#{index}"), lower)
     returning = [name for name, entry in by_id.items() if _is_true(entry.get("returndata", True))]
-    found: dict[str, AlarmMetric] = {}
+    found: list[AlarmMetric] = []
     seen: set[str] = set()
     waiting = list(reversed(returning or list(by_id)))
     while waiting:
@@ -182,11 +182,11 @@ def _metrics(entries: object) -> tuple[AlarmMetric, ...]:
         seen.add(name)
         entry = by_id[name]
         metric = _stat_metric(_object(entry.get("metricstat")))
-        if metric:
-            found[name] = metric
-        elif isinstance(entry.get("expression"), str):
+        if metric and metric not in found:
+            found.append(metric)
+        if metric is None and isinstance(entry.get("expression"), str):
             waiting.extend(reversed(list(_used(entry["expression"], by_id))))
-    return tuple(dict.fromkeys(_Hashable(metric) for metric in found.values()))[:_MAX_METRICS]
+    return tuple(found[:_MAX_METRICS])
 
 
 def _used(expression: str, by_id: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
