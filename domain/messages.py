@@ -288,7 +288,6 @@ class CheckChanges(Message):
     """First-response check 6."""
 
     since: timedelta
-    baseline: Baseline
     incident_id: str
     """Its own changes are left out."""
 
@@ -407,6 +406,7 @@ CAPACITY_STATE = "capacity_state"
 class WithdrawDemand(Message):
     """Takes a demand back; unknown ids are a success."""
 
+    model: str
     demand_id: str
     reason: str
 
