@@ -35,6 +35,8 @@ class ModelPolicy(Section):
     """Units in service when nothing else is demanded; stands in for the timetable."""
     floor_units: int = Field(ge=0)
     ceiling_units: int = Field(ge=0)
+    quota_units: int | None = Field(default=None, ge=0)
+    """Model units that AWS Support has granted the account for this model; None: unknown, AWS refuses by itself."""
     on_demand_tokens_per_second: float = Field(ge=0)
     """The account's on-demand quota. A cushion: never counted when units are sized."""
     usd_per_unit_hour: float | None = Field(default=None, gt=0)
