@@ -266,6 +266,24 @@ class CheckCapacity(Message):
     expected_units: int
 
 
+class FleetUnits(Message):
+    """Units of one model, whoever made them."""
+
+    units: int
+    """In service."""
+    creating: int
+
+
+class AwaitUnits(Message):
+    """Wait until a model has exactly so many units."""
+
+    model: str
+    model_id: str
+    units: int
+    poll_interval: timedelta
+    give_up_after: timedelta
+
+
 class CheckTasks(Message):
     """First-response check 4."""
 
