@@ -1,0 +1,291 @@
+"""The capacity planner over random fleets, demands and failures."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domain.capacity import (
+    BASELINE,
+    CapacityPlan,
+    Demand,
+    DemandKind,
+    Order,
+    ProvisionedModel,
+    Situation,
+    StepKind,
+    plan,
+)
+from domain.policy import CapacityPolicy, ModelPolicy, Policy
+
+NOW = datetime(2026, 11, 23, 15, 5, tzinfo=UTC)
+SONNET = Policy().models["sonnet"]
+
+
+def spec(*, baseline: int = 15, floor: int = 0, ceiling: int = 30, quota: int | None = None) -> ModelPolicy:
+    update = {"baseline_units": baseline, "floor_units": floor, "ceiling_units": ceiling, "quota_units": quota}
+    return SONNET.model_copy(update=update)
+
+
+def demand(units: int, demand_id: str = "d1", *, start: timedelta = timedelta(0), hours: float = 4) -> Demand:
+    return Demand(
+        demand_id=demand_id,
+        model="sonnet",
+        kind=DemandKind.EMERGENCY,
+        units=units,
+        start=NOW + start,
+        end=NOW + start + timedelta(hours=hours),
+        reason="throttles",
+        asked_by="incident-x",
+    )
+
+
+def model(
+    units: int,
+    name: str,
+    *,
+    status: str = "InService",
+    ours: bool = True,
+    committed: bool = False,
+    age: timedelta = timedelta(hours=1),
+) -> ProvisionedModel:
+    return ProvisionedModel.model_validate(
+        {
+            "arn": f"arn:{name}",
+            "name": name,
+            "units": units,
+            "status": status,
+            "ours": ours,
+            "committed": committed,
+            "created_at": NOW - age,
+        }
+    )
+
+
+BASE = model(15, "base", ours=False)
+
+
+def situation(fleet: list[ProvisionedModel] | None, demands: list[Demand], **update: object) -> Situation:
+    fields = {"model": "sonnet", "spec": spec(), "policy": CapacityPolicy(), "now": NOW}
+    return Situation.model_validate(fields | {"fleet": fleet, "demands": demands} | update)
+
+
+def kinds(result: CapacityPlan) -> list[tuple[StepKind, int, bool]]:
+    return [(step.kind, step.units, step.ready) for step in result.steps]
+
+
+def test_an_emergency_buys_small_bursts_and_publishes_them_only_when_in_service() -> None:
+    result = plan(situation([BASE], [demand(28)], routed=["arn:base"]))
+    assert kinds(result) == [
+        *[(StepKind.CREATE, units, True) for units in (5, 5, 3)],
+        *[(StepKind.AWAIT, units, False) for units in (5, 5, 3)],
+        *[(StepKind.PUBLISH, units, False) for units in (5, 5, 3)],
+    ]
+    assert result.routes == {"arn:base": 15}
+    assert result.ends_at_units == result.desired_units == 28
+    assert result.outcomes[0].status == "requested"
+    orders = [step.order for step in result.steps if step.order]
+    assert len({order.token for order in orders}) == len({order.name for order in orders}) == 3
+    assert {order.until for order in orders} == {demand(28).end}
+
+
+def test_without_demand_bursts_are_withdrawn_drained_and_deleted() -> None:
+    fleet = [BASE, model(5, "burst")]
+    result = plan(situation(fleet, [], routed=["arn:base", "arn:burst"]))
+    assert kinds(result) == [(StepKind.WITHDRAW, 5, True), (StepKind.DRAIN, 5, False), (StepKind.DELETE, 5, False)]
+    assert result.routes == {"arn:base": 15}
+
+
+def test_a_smaller_sum_is_made_before_the_larger_is_broken() -> None:
+    fleet = [BASE, model(5, "b1"), model(5, "b2"), model(5, "b3")]
+    result = plan(situation(fleet, [demand(27)], spec=spec(ceiling=40), routed=[m.arn for m in fleet]))
+    ready = [step for step in result.steps if step.ready]
+    assert [(step.kind, step.units) for step in ready] == [(StepKind.CREATE, 2)]
+    assert "arn:b3" in result.routes
+    tight = plan(situation(fleet, [demand(27)], spec=spec(ceiling=30), routed=[m.arn for m in fleet]))
+    assert tight.steps == ()
+    assert "3 units too many stay" in tight.why_not
+
+
+def test_ceiling_and_quota_limit_a_demand_and_the_outcome_says_so() -> None:
+    result = plan(situation([BASE], [demand(50)], spec=spec(quota=20)))
+    assert [step.units for step in result.steps if step.kind is StepKind.CREATE] == [5]
+    assert "50 asked for, limited to 20" in result.outcomes[0].detail
+
+
+def test_an_order_without_an_answer_is_asked_for_again_under_its_own_token() -> None:
+    first = plan(situation([BASE], [demand(25)]))
+    orders = [step.order for step in first.steps if step.order]
+    again = plan(situation([BASE], [demand(25)], unanswered=orders[:1], next_sequence=3))
+    tokens = [step.order.token for step in again.steps if step.order]
+    assert tokens[0] == orders[0].token
+    assert tokens[1] not in {order.token for order in orders}
+    landed = plan(situation([BASE, model(5, orders[0].name)], [demand(25)], unanswered=orders[:1], next_sequence=3))
+    assert orders[0].token not in [step.order.token for step in landed.steps if step.order]
+
+
+def test_time_changes_the_plan_by_itself() -> None:
+    later = demand(30, "later", start=timedelta(hours=1))
+    result = plan(situation([BASE], [demand(10, hours=2), later]))
+    assert result.desired_units == 15
+    assert result.next_change_at == later.start
+    past = demand(30, "past", start=timedelta(hours=-5))
+    assert plan(situation([BASE], [past])).ended == ("past",)
+
+
+def test_nothing_is_done_while_the_fleet_is_unknown() -> None:
+    result = plan(situation(None, [demand(30)], troubles=["AWS did not answer"]))
+    assert result.steps == ()
+    assert result.outcomes[0].status == "failed"
+    assert "AWS did not answer" in result.outcomes[0].detail
+
+
+def test_a_young_model_is_kept_for_its_minimum_hold() -> None:
+    policy = CapacityPolicy(minimum_hold=timedelta(hours=1))
+    fleet = [BASE, model(5, "young", age=timedelta(minutes=20))]
+    result = plan(situation(fleet, [], policy=policy, routed=[m.arn for m in fleet]))
+    assert result.steps == ()
+    assert result.next_change_at == NOW + timedelta(minutes=40)
+    assert "minimum hold" in result.why_not
+
+
+@dataclass
+class World:
+    """A Bedrock that fails at will, and one writer that follows the plan."""
+
+    spec: ModelPolicy
+    demands: list[Demand]
+    fleet: dict[str, ProvisionedModel]
+    tokens: dict[str, str] = field(default_factory=dict)
+    unanswered: list[Order] = field(default_factory=list)
+    routed: set[str] = field(default_factory=set)
+    sequence: int = 1
+    faults: list[str] = field(default_factory=list)
+
+    def plan(self) -> CapacityPlan:
+        return plan(
+            situation(
+                list(self.fleet.values()),
+                self.demands,
+                spec=self.spec,
+                unanswered=self.unanswered,
+                routed=self.routed,
+                next_sequence=self.sequence,
+            )
+        )
+
+    def units(self) -> int:
+        return sum(m.units for m in self.fleet.values() if m.status != "Failed")
+
+    def fault(self) -> str:
+        return self.faults.pop() if self.faults else "none"
+
+    def create(self, order: Order) -> None:
+        fault = self.fault()
+        number = int(order.name.rsplit("-", 1)[1])
+        self.sequence = max(self.sequence, number + 1)
+        self.unanswered = [other for other in self.unanswered if other.token != order.token]
+        if fault == "refused":
+            return
+        if fault == "unanswered and not done":
+            self.unanswered.append(order)
+            return
+        if order.token not in self.tokens:
+            self.tokens[order.token] = order.name
+            status = "Failed" if fault == "failed" else "Creating"
+            self.fleet[f"arn:{order.name}"] = model(order.units, order.name, status=status)
+        if fault == "answer lost":
+            self.unanswered.append(order)
+
+    def take(self, result: CapacityPlan) -> None:
+        for step in result.steps:
+            arn = step.arn or ""
+            if not step.ready:
+                continue
+            if step.kind is StepKind.CREATE:
+                assert step.order is not None
+                self.create(step.order)
+            elif step.kind is StepKind.AWAIT:
+                status = "Failed" if self.fault() == "failed" else "InService"
+                self.fleet[arn] = self.fleet[arn].model_copy(update={"status": status})
+            elif step.kind is StepKind.PUBLISH:
+                assert self.fleet[arn].in_service
+                self.routed.add(arn)
+            elif step.kind is StepKind.WITHDRAW:
+                self.routed.discard(arn)
+            elif step.kind in (StepKind.DRAIN, StepKind.DELETE):
+                assert arn not in self.routed
+                assert self.fleet[arn].ours
+                assert not self.fleet[arn].committed
+                if self.fault() == "none":
+                    del self.fleet[arn]
+
+
+FAULTS = ["none", "refused", "unanswered and not done", "answer lost", "failed"]
+models = st.builds(
+    lambda units, status, ours, committed: (units, status, ours, committed),
+    st.integers(1, 15),
+    st.sampled_from(["InService", "Creating", "Failed", "Updating"]),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    ceiling = draw(st.integers(0, 40))
+    baseline = draw(st.integers(0, ceiling))
+    fleet = [
+        model(units, f"m{number}", status=status, ours=ours, committed=committed)
+        for number, (units, status, ours, committed) in enumerate(draw(st.lists(models, max_size=5)))
+    ]
+    return World(
+        spec=spec(baseline=baseline, ceiling=ceiling, quota=draw(st.none() | st.integers(0, 40))),
+        demands=[demand(units, f"d{n}") for n, units in enumerate(draw(st.lists(st.integers(0, 50), max_size=3)))],
+        fleet={m.arn: m for m in fleet},
+        routed=set(draw(st.sets(st.sampled_from([m.arn for m in fleet if m.in_service]))))
+        if fleet and any(m.in_service for m in fleet)
+        else set(),
+        faults=draw(st.lists(st.sampled_from(FAULTS), max_size=12)),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds())
+def test_any_fleet_ends_at_the_desired_sum_or_the_plan_says_why_not(world: World) -> None:
+    theirs = {arn for arn, m in world.fleet.items() if not m.ours or m.committed}
+    limit = min(world.spec.ceiling_units, world.spec.quota_units if world.spec.quota_units is not None else 10**9)
+    most = max(limit, world.units())
+    for _ in range(60):
+        result = world.plan()
+        in_service = sum(m.units for m in world.fleet.values() if m.in_service)
+        assert plan(situation(list(world.fleet.values()), world.demands, spec=world.spec)).desired_units <= limit
+        if not any(step.ready for step in result.steps):
+            break
+        world.take(result)
+        assert world.units() <= most
+        assert theirs <= world.fleet.keys()
+        # What was enough stays enough: made before broken.
+        after = sum(m.units for m in world.fleet.values() if m.in_service)
+        assert after >= min(in_service, result.desired_units)
+    else:
+        raise AssertionError("the plan never comes to an end")
+    assert not result.steps, "a step is left that nothing makes ready"
+    assert world.units() == result.ends_at_units
+    assert result.ends_at_units == result.desired_units or result.why_not
+    assert world.routed == {arn for arn, m in world.fleet.items() if m.in_service}
+    assert not [m for m in world.fleet.values() if m.status == "Failed" and m.arn not in theirs and m.ours]
+    bought = sum(1 for m in world.fleet.values() if m.name.startswith("runbooks-"))
+    assert bought <= len(world.tokens)
+
+
+def test_names_and_tokens_are_the_same_for_the_same_order_and_fit_aws() -> None:
+    one, two = (plan(situation([], [])).steps[0].order for _ in range(2))
+    assert one == two
+    assert one is not None
+    assert one.asked_by == BASELINE
+    long = CapacityPolicy(name_prefix="läuft--" * 20)
+    order = plan(situation([], [demand(30)], policy=long, next_sequence=10**9)).steps[0].order
+    assert order is not None
+    assert len(order.name) <= 63
