@@ -409,6 +409,23 @@ class CleanupResult(Message):
     to_do: list[str]
 
 
+# ---------------------------------------------------------------- report
+
+
+class ReportInput(Message):
+    """Asks for the report of an incident as its record stands; while it runs, a report as of now."""
+
+    record: IncidentRecord
+    snapshot: PolicySnapshot
+
+
+class ReportResult(Message):
+    """Where the report lies: absolute paths on the machine of the worker."""
+
+    html_path: str
+    markdown_path: str
+
+
 # ---------------------------------------------------------------- capacity
 
 SET_DEMAND = "set_demand"
