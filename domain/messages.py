@@ -14,7 +14,7 @@ from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence
-from domain.incident import Lever, LeverName, RecoveryCheck
+from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.load import LoadSnapshot
 from domain.people import Role
