@@ -44,7 +44,7 @@ class ChildFailed(Exception):
 
     def __init__(self, name: str, what: str, log: Path) -> None:
         self.name = name
-        self.log = log
+        self.what = what
         super().__init__(f"{name} {what}. The end of its log ({log}):\n{_tail(log)}")
 
 
@@ -92,6 +92,8 @@ class Supervisor:
             await asyncio.gather(*(self._until_ready(self._children[spec.name]) for spec in specs))
         except BaseException:
             await self.stop()
+            if self._failure.done():
+                raise self._failure.result() from None  # the first death, not one that it caused
             raise
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
@@ -174,7 +176,7 @@ class Supervisor:
         if child.ends_on_purpose or self._stopping or self._failure.done():
             return
         failure = self._ended(child.spec, code)
-        self._say(f"{failure}\nTaking the rest down.")
+        self._say(f"{failure.name} {failure.what}: taking the rest down")
         self._failure.set_result(failure)
         self._begin_stop()
 
@@ -201,7 +203,10 @@ class Supervisor:
             if child.process.returncode is not None:
                 raise self._ended(spec, child.process.returncode)
             try:
-                await asyncio.wait_for(_check(spec.ready), _ATTEMPT.total_seconds())
+                if isinstance(spec.ready, Path):
+                    _check_file(spec.ready)
+                else:
+                    await asyncio.wait_for(spec.ready(), _ATTEMPT.total_seconds())
             except Exception as error:
                 reason = str(error) or type(error).__name__
             else:
@@ -213,12 +218,9 @@ class Supervisor:
             await asyncio.sleep(_LOOK_EVERY.total_seconds())
 
 
-async def _check(ready: Callable[[], Awaitable[None]] | Path) -> None:
-    if isinstance(ready, Path):
-        if not os.path.exists(ready):
-            raise FileNotFoundError(f"{ready} is not written yet")
-    else:
-        await ready()
+def _check_file(ready: Path) -> None:
+    if not ready.exists():
+        raise FileNotFoundError(f"{ready} is not written yet")
 
 
 def _tail(log: Path) -> str:
