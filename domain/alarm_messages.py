@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from domain.alarms import AlarmChange, AlarmMetric, AlarmState
 
@@ -143,17 +143,18 @@ def _eventbridge(event: Mapping[str, Any]) -> AlarmChange | Ignored:
 def _change(*, alarm_name: str, alarm_arn: object, reason: object, message_id: str, **known: Any) -> AlarmChange:
     if not alarm_name.strip() or len(alarm_name) > MAX_ALARM_NAME_CHARS:
         raise NotAnAlarm(f"the alarm's name has {len(alarm_name)} characters; 1 to {MAX_ALARM_NAME_CHARS} are allowed")
+    change = AlarmChange(
+        alarm_name=alarm_name,
+        alarm_arn=alarm_arn[:_MAX_ARN_CHARS] if isinstance(alarm_arn, str) else None,
+        reason=reason[:_MAX_REASON_CHARS] if isinstance(reason, str) else "",
+        message_id=message_id[:_MAX_ARN_CHARS],
+        **known,
+    )
     try:
-        return AlarmChange(
-            alarm_name=alarm_name,
-            alarm_arn=alarm_arn[:_MAX_ARN_CHARS] if isinstance(alarm_arn, str) else None,
-            reason=reason[:_MAX_REASON_CHARS] if isinstance(reason, str) else "",
-            message_id=message_id[:_MAX_ARN_CHARS],
-            **known,
-        )
-    except ValidationError as error:  # what no check above sees: half a surrogate pair in a text
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise NotAnAlarm(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        change.model_dump_json()
+    except PydanticSerializationError:
+        raise NotAnAlarm("a text holds half a surrogate pair, which no UTF-8 can carry") from None
+    return change
 
 
 # ---------------------------------------------------------------- metrics
