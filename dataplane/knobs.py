@@ -124,7 +124,11 @@ class Knobs:
             try:
                 self._follow_connection()
             except Exception as error:  # whatever it is, a reader that stopped reading would be worse
-                _log.warning("knobs cannot be read, keeping what is known: %s", error, exc_info=not _expected(error))
+                _log.warning(
+                    "knobs cannot be read, keeping what is known: %s",
+                    error,
+                    exc_info=not isinstance(error, redis.RedisError),
+                )
                 self._stop.wait(min(self._poll_seconds, 1.0))
 
     def _follow_connection(self) -> None:
@@ -139,7 +143,3 @@ class Knobs:
                     message = pubsub.get_message()
                 self.refresh()
                 due = monotonic() + self._poll_seconds
-
-
-def _expected(error: Exception) -> bool:
-    return isinstance(error, redis.RedisError)

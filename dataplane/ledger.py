@@ -333,9 +333,14 @@ class Ledger:
         return bool(_SWEEP(self._client, _KEYS, [keys.CHANGES]))
 
     def ensure_epoch(self) -> str:
-        """The data set's marker, made if it is missing. Only for who looks after lost leases first: see `leases`."""
-        self._client.set(keys.EPOCH, uuid4().hex, nx=True)
-        return cast(str, self._client.get(keys.EPOCH))
+        """The data set's marker, made if it is missing.
+
+        Call it only after what a missing marker means has been dealt with: the owners told to put their leases back.
+        """
+        marker = uuid4().hex
+        if self._client.set(keys.EPOCH, marker, nx=True):
+            return marker
+        return cast(str | None, self._client.get(keys.EPOCH)) or self.ensure_epoch()
 
     def _take(
         self, requests: Sequence[LeaseRequest], new: Literal[TakeOutcome.ACQUIRED, TakeOutcome.PUT_BACK]
