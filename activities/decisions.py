@@ -3,6 +3,8 @@ edited tree, plan or threshold never breaks the replay of a workflow in flight."
 
 from temporalio import activity
 
+from domain import capacity
+from domain.capacity import CapacityPlan, Situation
 from domain.messages import DiagnoseThrottle, GuardRelease, PlanThrottle
 from domain.runbooks import throttle
 from domain.trees import Diagnosis, diagnose
@@ -26,3 +28,8 @@ class DecisionActivities:
     async def guard_release(self, request: GuardRelease) -> throttle.Guard:
         """Whether a lever may be released now."""
         return throttle.guard(request.lever, request.held, request.model, request.load, request.policy)
+
+    @activity.defn
+    async def plan_capacity(self, request: Situation) -> CapacityPlan:
+        """The steps from the fleet to the units that are wanted."""
+        return capacity.plan(request)

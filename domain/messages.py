@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from domain.alarms import AlarmChange
 from domain.calendar import CalendarEvent
-from domain.capacity import Demand, DemandOutcome, ProvisionedModel
+from domain.capacity import Demand, DemandOutcome, ModelStatus, Order, ProvisionedModel
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence
 from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
@@ -461,9 +461,51 @@ class CapacityState(Message):
     last_reconciled_at: AwareDatetime | None = None
     told: dict[str, DemandOutcome] = {}
     """The last outcome sent for each demand."""
+    unanswered: list[Order] = []
+    """Asked of AWS without an answer."""
+    next_sequence: int = 1
+    """Number of the next order."""
 
 
 class CapacityInput(Message):
     """Starts (or continues) the one writer of a model's capacity."""
 
     state: CapacityState
+
+
+class ListFleet(Message):
+    """Asks for a model's provisioned models."""
+
+    model_ids: frozenset[str]
+    """The base model's id and the id of the variant that is provisioned."""
+    known: dict[str, bool] = {}
+    """ARN to whether it is ours, where that is known: its tags are not read again."""
+
+
+class CreateModel(Message):
+    """Asks AWS for a provisioned model."""
+
+    provisioned_model_id: str
+    order: Order
+
+
+class AwaitModel(Message):
+    """Watches one provisioned model."""
+
+    arn: str
+    poll_interval: timedelta
+    give_up_after: timedelta
+
+
+class AwaitedModel(Message):
+    """How the watch ended."""
+
+    status: ModelStatus | None
+    """None: it does not exist (any more)."""
+    failure: str | None = None
+
+
+class DeleteModel(Message):
+    """Asks AWS to delete a provisioned model."""
+
+    arn: str

@@ -1,0 +1,135 @@
+"""Buying and releasing provisioned throughput, and telling the data plane. Every call may run twice."""
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from dataplane.routes import Routes
+from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel
+from domain.errors import ErrorKind
+from domain.messages import AwaitedModel, AwaitModel, CreateModel, DeleteModel, ListFleet
+from domain.routes import CapacityRoutes
+
+if TYPE_CHECKING:
+    from types_boto3_bedrock.client import BedrockClient
+    from types_boto3_bedrock.type_defs import ProvisionedModelSummaryTypeDef, TagTypeDef
+
+_HEARTBEAT_SECONDS = 5.0
+
+
+class BedrockActivities:
+    """The one hand on Bedrock's provisioned throughput. botocore's errors pass through, to be mapped to kinds."""
+
+    def __init__(self, bedrock: "BedrockClient", routes: Routes) -> None:
+        self._bedrock = bedrock
+        self._routes = routes
+
+    @activity.defn
+    def list_fleet(self, request: ListFleet) -> list[ProvisionedModel]:
+        """All provisioned models of a model, whoever made them; tags tell which are ours."""
+        fleet = []
+        # Listed whole and filtered here: AWS does not say which ARN `modelArnEquals` compares for a context variant.
+        for page in self._bedrock.get_paginator("list_provisioned_model_throughputs").paginate():
+            for summary in page["provisionedModelSummaries"]:
+                bases = {summary[name].rpartition("/")[2] for name in ("modelArn", "foundationModelArn")}
+                ours = self._is_ours(summary["provisionedModelArn"], request) if bases & request.model_ids else None
+                if ours is not None:
+                    fleet.append(_model(summary, ours))
+        return fleet
+
+    def _is_ours(self, arn: str, request: ListFleet) -> bool | None:
+        """None: it has vanished since it was listed."""
+        if arn in request.known:
+            return request.known[arn]
+        try:
+            tags = self._bedrock.list_tags_for_resource(resourceARN=arn)["tags"]
+        except self._bedrock.exceptions.ResourceNotFoundException:
+            return None
+        return {"key": MANAGED_BY_TAG, "value": MANAGED_BY} in tags
+
+    @activity.defn
+    def create_model(self, request: CreateModel) -> str:
+        """Ask for a provisioned model without commitment and answer its ARN; the token makes a repetition harmless."""
+        order = request.order
+        answer = self._bedrock.create_provisioned_model_throughput(
+            clientRequestToken=order.token,
+            modelUnits=order.units,
+            provisionedModelName=order.name,
+            modelId=request.provisioned_model_id,
+            tags=_tags(order),
+        )
+        return answer["provisionedModelArn"]
+
+    @activity.defn
+    async def await_in_service(self, request: AwaitModel) -> AwaitedModel:
+        """Poll until the model has left Creating or is gone, or give up; answers what it is then."""
+        return await self._poll(request, until_gone=False)
+
+    @activity.defn
+    def delete_model(self, request: DeleteModel) -> None:
+        """Delete a provisioned model; one that is gone already is a success."""
+        try:
+            self._bedrock.delete_provisioned_model_throughput(provisionedModelId=request.arn)
+        except self._bedrock.exceptions.ResourceNotFoundException:
+            activity.logger.info("%s is gone already", request.arn)
+
+    @activity.defn
+    async def await_gone(self, request: AwaitModel) -> AwaitedModel:
+        """Poll until AWS does not find the model, or give up; answers what it is then."""
+        return await self._poll(request, until_gone=True)
+
+    @activity.defn
+    def publish_routes(self, routes: CapacityRoutes) -> None:
+        """Replace the model's routes in the control state.
+
+        Raises:
+            ApplicationError: Conflict, when newer routes are published.
+        """
+        if not self._routes.publish(routes):
+            raise ApplicationError(
+                f"routes of {routes.model}: newer ones than version {routes.version} are published",
+                type=ErrorKind.CONFLICT,
+                non_retryable=True,
+            )
+
+    async def _poll(self, request: AwaitModel, until_gone: bool) -> AwaitedModel:
+        give_up_at = time.monotonic() + request.give_up_after.total_seconds()
+        while True:
+            seen = await asyncio.to_thread(self._look, request.arn)
+            ended = seen.status is None or (seen.status != "Creating" and not until_gone)
+            next_look_at = time.monotonic() + request.poll_interval.total_seconds()
+            if ended or next_look_at > give_up_at:
+                return seen
+            while (remaining := next_look_at - time.monotonic()) > 0:
+                activity.heartbeat(seen.status)
+                await asyncio.sleep(min(remaining, _HEARTBEAT_SECONDS))
+
+    def _look(self, arn: str) -> AwaitedModel:
+        try:
+            answer = self._bedrock.get_provisioned_model_throughput(provisionedModelId=arn)
+        except self._bedrock.exceptions.ResourceNotFoundException:
+            return AwaitedModel(status=None)
+        return AwaitedModel(status=answer["status"], failure=answer.get("failureMessage"))
+
+
+def _model(summary: "ProvisionedModelSummaryTypeDef", ours: bool) -> ProvisionedModel:
+    status = summary["status"]
+    return ProvisionedModel(
+        arn=summary["provisionedModelArn"],
+        name=summary["provisionedModelName"],
+        units=summary["desiredModelUnits"] if status == "Creating" else summary["modelUnits"],
+        status=status,
+        committed="commitmentDuration" in summary,
+        ours=ours,
+        created_at=summary["creationTime"],
+    )
+
+
+def _tags(order: Order) -> "list[TagTypeDef]":
+    until = order.until.isoformat() if order.until else "no end"
+    tags = {MANAGED_BY_TAG: MANAGED_BY, "asked-by": order.asked_by, "until": until}
+    return [{"key": key, "value": re.sub(r"[^a-zA-Z0-9\s._:/=+@-]", "_", value)[:256]} for key, value in tags.items()]

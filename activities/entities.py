@@ -1,0 +1,76 @@
+"""Messages to long-lived workflows: a workflow itself can only signal and cancel others, so these use the client."""
+
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import RPCError, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCStatusCode
+
+from domain.capacity import Demand, DemandOutcome
+from domain.errors import ErrorKind
+from domain.messages import (
+    CAPACITY_STATE,
+    CAPACITY_WORKFLOW,
+    SET_DEMAND,
+    WITHDRAW_DEMAND,
+    CapacityInput,
+    CapacityState,
+    WithdrawDemand,
+    capacity_id,
+)
+
+
+class EntityActivities:
+    """Demands for capacity. The capacity workflow of a model is started by the first message to it."""
+
+    @activity.defn
+    async def set_demand(self, demand: Demand) -> DemandOutcome:
+        """Record a demand, or replace the one with its id; answers what will be done.
+
+        Raises:
+            ApplicationError: Invalid, when the demand is refused: its end has passed, there is no such model.
+        """
+        return await _update(demand.model, SET_DEMAND, demand)
+
+    @activity.defn
+    async def withdraw_demand(self, request: WithdrawDemand) -> DemandOutcome:
+        """Take a demand back; one that is not there is a success."""
+        return await _update(request.model, WITHDRAW_DEMAND, request)
+
+    @activity.defn
+    async def capacity_state(self, model: str) -> CapacityState:
+        """Everything the model's capacity workflow knows; an empty state when it was never started."""
+        handle = activity.client().get_workflow_handle(capacity_id(model))
+        try:
+            state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return CapacityState(model=model)
+            raise
+        return state
+
+
+async def _update(model: str, name: str, message: Demand | WithdrawDemand) -> DemandOutcome:
+    info = activity.info()
+    start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+        CAPACITY_WORKFLOW,
+        CapacityInput(state=CapacityState(model=model)),
+        id=capacity_id(model),
+        task_queue=info.task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary=f"The one writer of {model}'s provisioned capacity",
+    )
+    try:
+        outcome: DemandOutcome = await activity.client().execute_update_with_start_workflow(
+            name,
+            message,
+            start_workflow_operation=start,
+            # The same for every attempt of this activity: an update whose answer was lost is not made again.
+            id=f"{info.workflow_run_id}-{info.activity_id}",
+            result_type=DemandOutcome,
+        )
+    except WorkflowUpdateFailedError as error:
+        raise ApplicationError(str(error.cause), type=ErrorKind.INVALID, non_retryable=True) from error
+    return outcome
