@@ -16,8 +16,9 @@ _RETRIES = 2
 def connect(url: str) -> redis.Redis:
     """A thread-safe client for `url` (`redis://`, `rediss://` or `unix://`); connects at the first command.
 
-    A call to a server that is down fails within about a second, not the library's 2.6 to 4.6 s. A command whose
-    answer was lost is sent again: all of `dataplane` may run twice.
+    Three tries: a call fails within half a second when the connection is refused, 2 s when nobody answers the
+    connection, 3.5 s when the server hangs. A command whose answer was lost is sent again: all of `dataplane` may run
+    twice.
     """
     return redis.Redis.from_url(
         url,
