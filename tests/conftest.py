@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from dataplane.connection import connect
-from tests.servers import ValkeyServer
+from tests.servers import TemporalServer, ValkeyServer
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +23,11 @@ def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
     with connect(valkey.url) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """A Temporal server for the whole session; a test that stops it makes one of its own."""
+    server = TemporalServer(tmp_path_factory.mktemp("temporal")).start()
+    yield server
+    server.kill()

@@ -1,12 +1,22 @@
 """Real servers for the tests, each a child process with a free port and a data folder of its own."""
 
+import asyncio
 import socket
 import subprocess
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, TypeVar
 
 import redis
+from temporalio.service import RPCError
+
+from domain.messages import SEARCH_ATTRIBUTES
+from ops.servers import find_temporal, temporal_command, temporal_ready
+
+R = TypeVar("R")
 
 _START_SECONDS = 10
 
@@ -61,3 +71,49 @@ class ValkeyServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class TemporalServer:
+    """A Temporal server on an SQLite file, with our search attributes; it can be killed and started again."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._port, self._ui_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self._data_dir = data_dir
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "TemporalServer":
+        """Start it and wait until it answers."""
+        command = temporal_command(
+            _run(find_temporal(self._data_dir, print)),
+            port=self._port,
+            ui_port=self._ui_port,
+            database=self._data_dir / "temporal.sqlite",
+            search_attributes=SEARCH_ATTRIBUTES,
+        )
+        with (self._data_dir / "temporal.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 3 * _START_SECONDS
+        while True:
+            try:
+                _run(temporal_ready(self.address))
+                return self
+            except (RPCError, RuntimeError) as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.kill()
+                    tail = (self._data_dir / "temporal.log").read_text()[-2000:]
+                    raise RuntimeError(f"Temporal does not answer at {self.address}: {tail}") from error
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _run(work: Coroutine[Any, Any, R]) -> R:
+    """`work`'s result, also from inside a running loop, which stands still meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
