@@ -51,6 +51,14 @@ class EntityActivities:
             raise
         return state
 
+    @activity.defn
+    async def previous_run(self, workflow_id: str) -> str | None:
+        """The run id of the last closed workflow with that id."""
+        query = f"WorkflowId = '{workflow_id}' AND ExecutionStatus != 'Running'"
+        async for execution in activity.client().list_workflows(query, limit=1):
+            return execution.run_id
+        return None
+
 
 async def _update(model: str, name: str, message: Demand | WithdrawDemand) -> DemandOutcome:
     info = activity.info()

@@ -12,6 +12,9 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
+from activities.settings import SettingsActivities
+from domain.messages import PolicySnapshot
+
 S = TypeVar("S")
 A = TypeVar("A")
 R = TypeVar("R")
@@ -90,6 +93,13 @@ async def decide(activity: Callable[..., Any], arg: Any, *, summary: str) -> Any
     """A recorded decision."""
     return await workflow.execute_local_activity_method(
         activity, arg, start_to_close_timeout=DECIDE_TIMEOUT, summary=summary
+    )
+
+
+async def load_policy() -> PolicySnapshot:
+    """A snapshot of the policy; recorded, so that two workers on different versions replay alike."""
+    return await workflow.execute_local_activity_method(
+        SettingsActivities.load_policy, start_to_close_timeout=DECIDE_TIMEOUT, summary="Policy snapshot"
     )
 
 

@@ -1,0 +1,49 @@
+"""What every process of ours does alike: logs, readiness, signals, and the way it ends."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+READY_FILE = "RUNBOOKS_READY_FILE"
+
+
+def configure_logs() -> None:
+    """One JSON line per event, to stderr."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def say_ready() -> None:
+    """Write the file that a supervisor waits for, if it named one."""
+    if path := os.environ.get(READY_FILE):
+        Path(path).write_text("ready\n")
+
+
+async def run_until_signalled(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run `serve`; SIGTERM or SIGINT sets the event that it was given, and it finishes what is in hand."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    await serve(stop)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. The Temporal client can crash while the interpreter ends, so that part is left out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

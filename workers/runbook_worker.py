@@ -1,0 +1,168 @@
+"""The process that runs the runbooks' workflows and activities: `python -m workers.runbook_worker`."""
+
+import argparse
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from temporalio.client import Client
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+from workflows.capacity import CapacityWorkflow
+
+from activities.bedrock import BedrockActivities
+from activities.calendar import CalendarActivities
+from activities.changes import ChangeActivities
+from activities.cloudwatch import CloudWatchActivities
+from activities.decisions import DecisionActivities
+from activities.ecs import EcsActivities
+from activities.entities import EntityActivities
+from activities.fleet import FleetActivities
+from activities.leases import LeaseActivities
+from activities.pages import PageActivities
+from activities.report import ReportActivities
+from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
+from dataplane.connection import connect as connect_redis
+from dataplane.ledger import Ledger
+from dataplane.routes import Routes
+from domain.messages import LEASES_LOST
+from domain.people import Roster
+from workers.clients import AwsClients
+from workers.lifecycle import configure_logs, leave, run_until_signalled, say_ready
+from workers.settings import Settings
+from workers.temporal import connect
+from workflows.incident import IncidentWorkflow
+from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
+from workflows.throttle_mitigation import ThrottleMitigationWorkflow
+
+WORKFLOWS: list[type] = [
+    IncidentWorkflow,
+    ThrottleMitigationWorkflow,
+    PostIncidentCleanupWorkflow,
+    CapacityWorkflow,
+]
+ACTIVITY_THREADS = 64
+DRAIN = timedelta(seconds=10)
+"""What a running activity may still take after SIGTERM."""
+EPOCH_POLL_SECONDS = 1.0
+
+_log = structlog.get_logger()
+
+
+def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Routes) -> list[Any]:
+    """Every activity, its clients injected."""
+    names = {"cluster": settings.ecs_cluster, "service": settings.ecs_service}
+    cloudwatch = CloudWatchActivities(aws.cloudwatch(), ecs_cluster=names["cluster"], ecs_service=names["service"])
+    leases = LeaseActivities(ledger)
+    fleet = FleetActivities(aws.bedrock())
+    bedrock = BedrockActivities(aws.bedrock(), routes)
+    calendar = CalendarActivities(aws.dynamodb(), table=settings.event_table)
+    entities = EntityActivities()
+    decisions = DecisionActivities()
+    configured = SettingsActivities(
+        policy_file=settings.policy_file, roster_file=settings.roster_file, clock=settings.clock
+    )
+    ecs = EcsActivities(aws.ecs(), **names)
+    changes = ChangeActivities(ledger, aws.ecs(), aws.cloudtrail(), **names)
+    pages = PageActivities(aws.sns(), topic_arn=settings.page_topic_arn, log=settings.state_dir / "pages.jsonl")
+    report = ReportActivities(aws.cloudwatch(), settings.state_dir / "reports")
+    owners = (
+        cloudwatch,
+        leases,
+        fleet,
+        bedrock,
+        calendar,
+        entities,
+        decisions,
+        configured,
+        ecs,
+        changes,
+        pages,
+        report,
+    )
+    return [
+        method
+        for owner in owners
+        for name in dir(owner)
+        if hasattr(method := getattr(owner, name), "__temporal_activity_definition")
+    ]
+
+
+async def watch_epoch(ledger: Ledger, client: Client) -> None:
+    """Notice a lost Redis by its missing or changed marker, and tell every workflow that holds leases.
+
+    Redis away: nothing is known, so nothing is told; the marker is compared again once it is back.
+    """
+    known: str | None = None
+    while True:
+        try:
+            found = (await asyncio.to_thread(ledger.leases)).epoch
+            if found is None or (known is not None and found != known):
+                _log.warning("redis lost its state, lease holders are told", epoch=found, known=known)
+                async for execution in client.list_workflows("HoldsLeases = true AND ExecutionStatus = 'Running'"):
+                    handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
+                    try:
+                        await handle.signal(LEASES_LOST)
+                    except RPCError as error:
+                        _log.warning("a lease holder could not be told", workflow=execution.id, error=str(error))
+            known = await asyncio.to_thread(ledger.ensure_epoch) if found is None else found
+        except Exception as error:
+            _log.info("the marker of redis could not be read", error=str(error))
+        await asyncio.sleep(EPOCH_POLL_SECONDS)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run the worker until `stop` is set."""
+    client = await connect(settings)
+    redis = connect_redis(settings.redis_url)
+    ledger, routes = Ledger(redis), Routes(redis)
+    await asyncio.to_thread(ledger.ensure_epoch)
+    aws = AwsClients(settings)
+    with ThreadPoolExecutor(ACTIVITY_THREADS, thread_name_prefix="activity") as threads:
+        worker = Worker(
+            client,
+            task_queue=settings.task_queue,
+            workflows=WORKFLOWS,
+            activities=activities(settings, aws, ledger, routes),
+            activity_executor=threads,
+            max_concurrent_activities=ACTIVITY_THREADS,
+            graceful_shutdown_timeout=DRAIN,
+        )
+        async with worker:
+            epochs = asyncio.create_task(watch_epoch(ledger, client))
+            say_ready()
+            await asyncio.to_thread(ReportActivities.warm)
+            _log.info("runbook worker is ready", task_queue=settings.task_queue)
+            await stop.wait()
+            epochs.cancel()
+
+
+def main() -> int:
+    """Entry point; the exit code: 0 stopped by a signal, 1 no server, 2 wrong settings."""
+    argparse.ArgumentParser(
+        prog="python -m workers.runbook_worker",
+        description="Runs the runbooks' workflows and activities until SIGTERM.",
+        epilog="Settings are the environment variables RUNBOOKS_* of workers/settings.py.",
+    ).parse_args()
+    configure_logs()
+    try:
+        settings = Settings()
+        load_policy(settings.policy_file, settings.clock)
+        load_yaml(Roster, settings.roster_file)
+    except (ValidationError, ConfigurationError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(run_until_signalled(lambda stop: serve(settings, stop)))
+    except RuntimeError as error:
+        print(f"Temporal at {settings.temporal_address} cannot be reached: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,232 @@
+"""What people may do to an incident: six updates, each with a typed answer that stays in the record.
+
+The role is read from the roster at the moment of the decision. Malformed input is refused before it is accepted and
+leaves no trace; one who may not, or comes too late, gets a typed answer and a line in the record.
+"""
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from activities.settings import SettingsActivities
+from domain.errors import ErrorKind
+from domain.incident import Decision, IncidentRecord, Lever, LeverName, Phase, TimelineEntry
+from domain.messages import (
+    ABORT,
+    ACKNOWLEDGE,
+    APPROVE_REVERT,
+    EXTEND,
+    RECORD,
+    REJECT,
+    RELEASE_LEVER,
+    Authorise,
+    ExtendRequest,
+    PersonRequest,
+    PolicySnapshot,
+    ReleaseLeverRequest,
+    UpdateResult,
+)
+from domain.people import needed_role
+from workflows._step import failure, read
+
+ENDING = (Phase.CLEANUP, Phase.SNOOZED, Phase.CLOSED)
+
+
+class DecidedByPeople:
+    """Base of workflows that people decide about. Subclasses run the incident and look at the flags set here."""
+
+    record: IncidentRecord
+    snapshot: PolicySnapshot | None = None
+
+    def __init__(self, record: IncidentRecord) -> None:
+        self.record = record
+        self.approved_by: str | None = None
+        self.abort_asked = False
+        self.release_asked: LeverName | None = None
+        self._deciding = asyncio.Lock()
+
+    def show(self) -> None:
+        """Show the record's present state in the UI. Overridden."""
+
+    def note(self, kind: str, text: str, who: str | None = None) -> None:
+        """Add a line to the timeline."""
+        self.record.timeline.append(
+            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": text, "who": who})
+        )
+        self.show()
+
+    @workflow.query(name=RECORD)
+    def answer_record(self) -> IncidentRecord:
+        """The incident as it stands."""
+        return self.record
+
+    @workflow.update(name=APPROVE_REVERT)
+    async def approve_revert(self, request: PersonRequest) -> UpdateResult:
+        """Start the guarded, staged way back."""
+        async with self._deciding:
+            if result := await self._may_not(APPROVE_REVERT, request):
+                return result
+            if self.approved_by is not None:
+                return self._decide(
+                    APPROVE_REVERT,
+                    request,
+                    "already-done",
+                    f"already approved by {self.approved_by}; the way back runs",
+                )
+            if self.record.phase is not Phase.AWAITING_DECISION:
+                return self._decide(
+                    APPROVE_REVERT,
+                    request,
+                    "not-possible",
+                    f"the incident is {self.record.phase}, nothing waits for approval yet; "
+                    "`abort` gives everything back without waiting for recovery",
+                )
+            self.approved_by = request.who
+            return self._decide(
+                APPROVE_REVERT, request, "accepted", "the way back starts: routing, then cache TTL, capacity last"
+            )
+
+    @workflow.update(name=REJECT)
+    async def reject(self, request: PersonRequest) -> UpdateResult:
+        """Keep the levers for now; the maximum holds go on."""
+        async with self._deciding:
+            if result := await self._may_not(REJECT, request):
+                return result
+            if self.record.phase is not Phase.AWAITING_DECISION:
+                return self._decide(REJECT, request, "not-possible", f"the incident is {self.record.phase}")
+            ends = min((lever.hold_until for lever in self.record.held if lever.hold_until), default=None)
+            until = f" until the first hold ends at {ends:%Y-%m-%d %H:%M:%S} UTC" if ends else ""
+            return self._decide(REJECT, request, "accepted", f"the levers stay{until}; approve again at any time")
+
+    @workflow.update(name=EXTEND)
+    async def extend(self, request: ExtendRequest) -> UpdateResult:
+        """Extend the maximum hold of one lever, or of all."""
+        async with self._deciding:
+            if result := await self._may_not(EXTEND, request):
+                return result
+            assert self.snapshot is not None
+            levers = [lever for lever in self.record.held if lever.hold_until and request.lever in (None, lever.name)]
+            most = self.snapshot.policy.way_back.max_extension
+            if not levers:
+                return self._decide(EXTEND, request, "not-possible", f"{request.lever or 'no lever'} is not held")
+            if request.by > most:
+                return self._decide(
+                    EXTEND, request, "not-possible", f"by {request.by} is not allowed; at most {most} at a time is"
+                )
+            for lever in levers:
+                await self.extend_hold(lever, request.by)
+            names = ", ".join(f"{lever.name} until {lever.hold_until:%H:%M:%S} UTC" for lever in levers)
+            return self._decide(EXTEND, request, "accepted", f"held longer: {names}{self.price_of(request.by)}")
+
+    @workflow.update(name=RELEASE_LEVER)
+    async def release_lever(self, request: ReleaseLeverRequest) -> UpdateResult:
+        """Release one lever ahead of the rest, guarded and watched like every release."""
+        async with self._deciding:
+            if result := await self._may_not(RELEASE_LEVER, request):
+                return result
+            if all(lever.name is not request.lever for lever in self.record.held):
+                return self._decide(RELEASE_LEVER, request, "already-done", f"{request.lever} is not held")
+            if self.record.phase is not Phase.AWAITING_DECISION or self.approved_by or self.release_asked:
+                return self._decide(
+                    RELEASE_LEVER,
+                    request,
+                    "not-possible",
+                    f"the incident is {self.record.phase}; wait for its decision",
+                )
+            self.release_asked = request.lever
+            return self._decide(RELEASE_LEVER, request, "accepted", f"{request.lever} is released if the load allows")
+
+    @workflow.update(name=ABORT)
+    async def abort(self, request: PersonRequest) -> UpdateResult:
+        """Give everything back at once and close."""
+        async with self._deciding:
+            if result := await self._may_not(ABORT, request):
+                return result
+            if self.abort_asked:
+                return self._decide(ABORT, request, "already-done", "the incident is being aborted already")
+            self.abort_asked = True
+            return self._decide(ABORT, request, "accepted", "every lever is given back now, then the incident closes")
+
+    @workflow.update(name=ACKNOWLEDGE)
+    async def acknowledge(self, request: PersonRequest) -> UpdateResult:
+        """Somebody is on it: reminders stop."""
+        async with self._deciding:
+            if result := await self._may_not(ACKNOWLEDGE, request):
+                return result
+            if self.record.acknowledged_by is not None:
+                return self._decide(
+                    ACKNOWLEDGE, request, "already-done", f"already acknowledged by {self.record.acknowledged_by}"
+                )
+            self.record.acknowledged_by = request.who
+            return self._decide(ACKNOWLEDGE, request, "accepted", "acknowledged; reminders stop")
+
+    @approve_revert.validator
+    def _check_approve(self, request: PersonRequest) -> None:
+        self._refuse_blank(request)
+
+    @reject.validator
+    def _check_reject(self, request: PersonRequest) -> None:
+        self._refuse_blank(request)
+
+    @extend.validator
+    def _check_extend(self, request: ExtendRequest) -> None:
+        self._refuse_blank(request)
+
+    @release_lever.validator
+    def _check_release(self, request: ReleaseLeverRequest) -> None:
+        self._refuse_blank(request)
+
+    @abort.validator
+    def _check_abort(self, request: PersonRequest) -> None:
+        self._refuse_blank(request)
+
+    @acknowledge.validator
+    def _check_acknowledge(self, request: PersonRequest) -> None:
+        self._refuse_blank(request)
+
+    async def extend_hold(self, lever: Lever, by: timedelta) -> None:
+        """Move the lever's hold. Overridden where more has to move."""
+        raise NotImplementedError
+
+    def price_of(self, by: timedelta) -> str:
+        """What holding on for `by` costs, in words."""
+        return ""
+
+    @staticmethod
+    def _refuse_blank(request: PersonRequest) -> None:
+        if not request.why.strip():
+            raise ApplicationError("why: it is blank; say in a few words why", type=ErrorKind.INVALID)
+
+    async def _may_not(self, action: str, request: PersonRequest) -> UpdateResult | None:
+        """The answer when the action is too late or not this person's to take; None: go on."""
+        if self.record.phase in ENDING:
+            return self._decide(action, request, "not-possible", f"too late: the incident is {self.record.phase}")
+        needed = needed_role(action, recovered=self.record.recovered_at is not None)
+        try:
+            answer = await read(
+                SettingsActivities.authorise,
+                Authorise(who=request.who, needed=needed),
+                summary=f"May {request.who} {action}?",
+            )
+        except ActivityError as error:
+            _, message = failure(error)
+            return self._decide(action, request, "denied", f"the roster could not be read, so nobody may: {message}")
+        return None if answer.may else self._decide(action, request, "denied", answer.message)
+
+    def _decide(self, action: str, request: PersonRequest, outcome: str, message: str) -> UpdateResult:
+        self.record.decisions.append(
+            Decision.model_validate(
+                {
+                    "at": workflow.now(),
+                    "who": request.who,
+                    "action": action,
+                    "why": request.why,
+                    "outcome": outcome,
+                    "message": message,
+                }
+            )
+        )
+        self.note("decision", f"{action}: {outcome}: {message} (why: {request.why})", request.who)
+        return UpdateResult.model_validate({"outcome": outcome, "message": message})

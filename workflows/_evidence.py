@@ -1,0 +1,145 @@
+"""The six universal first-response checks, read in parallel within a budget, and the diagnosis."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from activities.calendar import CalendarActivities
+from activities.changes import ChangeActivities
+from activities.cloudwatch import CloudWatchActivities
+from activities.decisions import DecisionActivities
+from activities.ecs import EcsActivities
+from activities.fleet import FleetActivities
+from domain.evidence import Check, Evidence
+from domain.messages import (
+    CheckCalendar,
+    CheckCapacity,
+    CheckChanges,
+    CheckTasks,
+    DiagnoseThrottle,
+    PolicySnapshot,
+    RecoveryQuery,
+    load_query,
+)
+from domain.trees import Diagnosis
+from workflows._step import decide, failure, read
+
+
+def recovery_query(model: str, snapshot: PolicySnapshot, p99_before_ms: float | None) -> RecoveryQuery:
+    """What recovery of `model` is judged by."""
+    policy = snapshot.policy
+    return RecoveryQuery(
+        load=load_query(policy),
+        model=model,
+        intents_of_model=[name for name, intent in policy.intents.items() if intent.model == model],
+        recovery=policy.recovery,
+        p99_before_ms=p99_before_ms,
+    )
+
+
+async def first_response(
+    model: str, incident_id: str, snapshot: PolicySnapshot, found: Callable[[list[Check], bool], Awaitable[None]]
+) -> None:
+    """Run the checks. `found(checks, complete)` is called when the budget is spent, and again if more arrived later."""
+    policy, clock = snapshot.policy, snapshot.clock
+    spec = policy.models[model]
+    reads: list[tuple[str, Awaitable[list[Check]]]] = [
+        (
+            "CloudWatch metrics",
+            read(
+                CloudWatchActivities.check_metrics,
+                recovery_query(model, snapshot, None),
+                summary="Checks 1, 2: breaching metrics, Bedrock throttles",
+            ),
+        ),
+        (
+            "Provisioned throughput",
+            read(
+                FleetActivities.check_capacity,
+                CheckCapacity(model=model, model_id=spec.provisioned_model_id, expected_units=spec.baseline_units),
+                summary="Check 3: provisioned throughput against the expected level",
+            ),
+        ),
+        (
+            "ECS task count",
+            read(
+                EcsActivities.check_tasks,
+                CheckTasks(baseline_tasks=policy.ecs.baseline_tasks),
+                summary="Check 4: ECS tasks",
+            ),
+        ),
+        (
+            "Event calendar",
+            read(
+                CalendarActivities.check_calendar,
+                CheckCalendar(
+                    model=model,
+                    at=clock.business(workflow.now()),
+                    match_before=clock.business_duration(policy.calendar.match_before),
+                    match_after=clock.business_duration(policy.calendar.match_after),
+                    tokens_per_second_per_unit=spec.tokens_per_second_per_unit,
+                ),
+                summary="Check 5: event calendar",
+            ),
+        ),
+        (
+            "Recent changes",
+            read(
+                ChangeActivities.check_changes,
+                CheckChanges(since=policy.evidence.recent_changes, incident_id=incident_id),
+                summary="Check 6: changes of the last 24 h",
+            ),
+        ),
+    ]
+    results: dict[str, list[Check]] = {}
+
+    async def one(name: str, awaitable: Awaitable[list[Check]], started: datetime) -> None:
+        try:
+            results[name] = await awaitable
+        except ActivityError as error:
+            kind, message = failure(error)
+            spent_ms = (workflow.now() - started).total_seconds() * 1000
+            results[name] = [
+                Check(
+                    name=name,
+                    finding=f"could not be read: {kind}: {message}",
+                    breaching=None,
+                    evidence=Evidence(),
+                    duration_ms=spent_ms,
+                )
+            ]
+
+    def all_checks() -> list[Check]:
+        return [check for name, _ in reads for check in results.get(name, [])]
+
+    now = workflow.now()
+    tasks = [asyncio.create_task(one(name, awaitable, now)) for name, awaitable in reads]
+    _, pending = await workflow.wait(tasks, timeout=policy.evidence.budget.total_seconds())
+    late = [
+        Check(
+            name=name,
+            finding=f"not read within {policy.evidence.budget.total_seconds():g} s; mitigation goes ahead without it",
+            breaching=None,
+            evidence=Evidence(),
+            duration_ms=policy.evidence.budget.total_seconds() * 1000,
+        )
+        for name, _ in reads
+        if name not in results
+    ]
+    await found(all_checks() + late, not pending)
+    if pending:
+        await workflow.wait(tasks)
+        await found(all_checks(), True)
+
+
+async def diagnose(checks: list[Check]) -> Diagnosis:
+    """Scenario 1's tree over everything the checks read; a recorded decision."""
+    evidence = Evidence()
+    for check in checks:
+        evidence = evidence.merge(check.evidence)
+    return await decide(
+        DecisionActivities.diagnose_throttle, DiagnoseThrottle(evidence=evidence), summary="Diagnose: scenario 1's tree"
+    )

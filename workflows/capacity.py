@@ -1,0 +1,512 @@
+"""The one writer of a model's provisioned capacity: holds dated demands and drives the fleet to what they need."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from activities.bedrock import BedrockActivities
+from activities.decisions import DecisionActivities
+from domain.capacity import CapacityPlan, Demand, DemandOutcome, Order, ProvisionedModel, Situation, Step, StepKind
+from domain.errors import RETRYABLE, ErrorKind
+from domain.incident import quoted, utc
+from domain.messages import (
+    CAPACITY_CHANGED,
+    CAPACITY_STATE,
+    CAPACITY_WORKFLOW,
+    RECONCILE_NOW,
+    SET_DEMAND,
+    WITHDRAW_DEMAND,
+    AwaitModel,
+    CapacityInput,
+    CapacityState,
+    CreateModel,
+    DeleteModel,
+    ListFleet,
+    PolicySnapshot,
+    WithdrawDemand,
+)
+from domain.policy import CapacityPolicy
+from domain.routes import CapacityRoute, CapacityRoutes
+from workflows._step import decide, failure, load_policy, mutate, read, wait
+
+SERVICE = SearchAttributeKey.for_keyword("Service")
+UNANSWERED_KEPT = 50
+POLICY_RETRY = timedelta(seconds=10)
+# Short, so that a list made meanwhile goes out instead of an old one that Redis did not take.
+PUBLISH_WITHIN = timedelta(seconds=30)
+RETIRING = (StepKind.WITHDRAW, StepKind.DRAIN, StepKind.DELETE)
+
+
+@workflow.defn(name=CAPACITY_WORKFLOW)
+class CapacityWorkflow:
+    """Looks (lists the fleet), plans (a recorded decision), acts (every ready step at once, each in its own task).
+
+    Nothing waits in the main loop: it goes round whenever a demand changes, a step ends, or time changes the plan.
+    What failed is not tried again before the next reconciliation, `RECONCILE_NOW` or a new demand.
+    """
+
+    @workflow.init
+    def __init__(self, input: CapacityInput) -> None:
+        state = input.state
+        self.model = state.model
+        self.snapshot: PolicySnapshot | None = None
+        self.demands = {demand.demand_id: demand for demand in state.demands}
+        self.fleet = {model.arn: model for model in state.fleet}
+        self.listed_at = state.last_reconciled_at
+        self.unlisted: set[str] = set()
+        """Created, and in no list yet."""
+        self.gone: set[str] = set()
+        """Deleted: a list that was under way may still have them."""
+        self.sending: dict[str, Order] = {}
+        self.unanswered = state.unanswered
+        self.next_sequence = state.next_sequence
+        self.watching: set[str] = set()
+        self.retiring: dict[str, Step] = {}
+        self.deleting: set[str] = set()
+        self.routes: dict[str, int] = {}
+        """As they should be."""
+        self.routed: dict[str, int] | None = None
+        """As published; None: not yet in this run."""
+        self.route_version = 0
+        self.republish = False
+        self.plan: CapacityPlan | None = None
+        self.told = state.told
+        self.news: list[tuple[str, DemandOutcome]] = []
+        self.shortage: list[str] = []
+        """Why there are not more units."""
+        self.errors: dict[str, str] = {}
+        """What else fails, by what it is about."""
+        self.held: set[str] = set()
+        """What failed and waits for the next reconciliation: ARNs, and the creation of models."""
+        self.look = True
+        self.replan = False
+        self.reconcile_at: datetime | None = None
+
+    # ------------------------------------------------------------ messages
+
+    @workflow.update(name=SET_DEMAND)
+    async def set_demand(self, demand: Demand) -> DemandOutcome:
+        """Record the demand; the main loop acts on it beside this answer."""
+        self.demands[demand.demand_id] = demand
+        self._try_again()
+        plan = await self._plan("Plan: what the new demand needs")
+        outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
+        if outcome is None:
+            return _withdrawn(demand.demand_id, plan, f"it ended at {utc(demand.end)}")
+        self.told[demand.demand_id] = outcome
+        return outcome
+
+    @set_demand.validator
+    def _check_demand(self, demand: Demand) -> None:
+        if demand.model != self.model:
+            raise ValueError(f"model: {demand.model!r} is not {self.model!r}, whose capacity is kept here")
+        if demand.end <= workflow.now():
+            raise ValueError(f"end: {utc(demand.end)} has passed; it must be later than {utc(workflow.now())}")
+
+    @workflow.update(name=WITHDRAW_DEMAND)
+    async def withdraw_demand(self, request: WithdrawDemand) -> DemandOutcome:
+        """Forget the demand; the main loop releases what nobody asks for any more."""
+        known = self.demands.pop(request.demand_id, None)
+        self.told.pop(request.demand_id, None)
+        self._try_again()
+        plan = await self._plan("Plan: what can go without the withdrawn demand")
+        return _withdrawn(request.demand_id, plan, request.reason if known else "there is no such demand")
+
+    @workflow.signal(name=RECONCILE_NOW)
+    def reconcile_now(self) -> None:
+        """Compare the fleet with the demands now, and try again what failed."""
+        self._try_again()
+        self.republish = True
+
+    @workflow.query(name=CAPACITY_STATE)
+    def state(self) -> CapacityState:
+        """Everything that is known; what a continued run starts from."""
+        return CapacityState(
+            model=self.model,
+            demands=list(self.demands.values()),
+            fleet=list(self.fleet.values()),
+            desired_units=self.plan.desired_units if self.plan else 0,
+            units_in_service=self.plan.units_in_service if self.plan else 0,
+            doing=self._doing(),
+            last_error="; ".join([*self.shortage, *self.errors.values()]),
+            last_reconciled_at=self.listed_at,
+            told=self.told,
+            unanswered=self.unanswered,
+            next_sequence=self.next_sequence,
+        )
+
+    def _try_again(self) -> None:
+        self.held.clear()
+        self.look = True
+
+    # ------------------------------------------------------------ main loop
+
+    @workflow.run
+    async def run(self, input: CapacityInput) -> None:
+        """Runs for ever, continued as new when its history has grown."""
+        workflow.upsert_search_attributes([SERVICE.value_set("mangaassist")])
+        await self._load_policy()
+        daemons = [asyncio.create_task(self._keep_routes()), asyncio.create_task(self._keep_told())]
+        while not (workflow.info().is_continue_as_new_suggested() and self._may_continue_as_new()):
+            await self._round()
+            workflow.set_current_details(self._details())
+            await self._sleep()
+        for daemon in daemons:
+            daemon.cancel()
+        workflow.continue_as_new(CapacityInput(state=self.state()))
+
+    async def _round(self) -> None:
+        look, self.look, self.replan = self.look, False, False
+        now = workflow.now()
+        try:
+            if self.reconcile_at is None or now >= self.reconcile_at:
+                await self._load_policy()
+                self.reconcile_at = now + self.policy.reconcile_interval
+                self.held.clear()
+                self.republish = self.routed is not None
+                look = True
+            if look:
+                await self._list()
+            plan = self.plan = await self._plan("Plan: the steps from the fleet to the units wanted")
+        except ActivityError as error:
+            self.errors["plan"] = failure(error)[1]
+        else:
+            self.errors.pop("plan", None)
+            self._act(plan)
+
+    async def _sleep(self) -> None:
+        assert self.reconcile_at is not None
+        moments = [(self.reconcile_at, "Reconcile fleet and demands")]
+        if self.plan is not None and self.plan.next_change_at is not None:
+            moments.append((self.plan.next_change_at, "A demand starts or ends"))
+        if self.listed_at is None or "fleet" in self.errors:
+            moments.append((workflow.now() + self.policy.poll_interval, "List the fleet again"))
+        moment, why = min(moments)
+        with suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self.look or self.replan, timeout=moment - workflow.now(), timeout_summary=why
+            )
+            return
+        self.look = True
+
+    async def _load_policy(self) -> None:
+        while True:
+            try:
+                snapshot = await load_policy()
+                if self.model not in snapshot.policy.models:
+                    known = ", ".join(sorted(snapshot.policy.models))
+                    raise ApplicationError(f"model: the policy has no {self.model!r}; it has {known}")
+            except (ActivityError, ApplicationError) as error:
+                self.errors["policy"] = failure(error)[1] if isinstance(error, ActivityError) else error.message
+                if self.snapshot is not None:
+                    return
+                workflow.set_current_details(self._details())
+                await workflow.sleep(POLICY_RETRY, summary="Read the policy again")
+            else:
+                self.errors.pop("policy", None)
+                self.snapshot = snapshot
+                return
+
+    @property
+    def policy(self) -> CapacityPolicy:
+        assert self.snapshot is not None
+        return self.snapshot.policy.capacity
+
+    async def _list(self) -> None:
+        assert self.snapshot is not None
+        spec = self.snapshot.policy.models[self.model]
+        request = ListFleet(
+            model_ids=frozenset({spec.model_id, spec.provisioned_model_id}),
+            known={arn: model.ours for arn, model in self.fleet.items()},
+        )
+        try:
+            listed = await read(BedrockActivities.list_fleet, request, summary="List the provisioned models")
+        except ActivityError as error:
+            self.errors["fleet"] = f"the fleet cannot be listed: {failure(error)[1]}"
+            return
+        self.errors.pop("fleet", None)
+        self.listed_at = workflow.now()
+        seen = {model.arn: self._newer(model) for model in listed if model.arn not in self.gone}
+        self.unlisted -= seen.keys()
+        self.gone &= {model.arn for model in listed}
+        self.fleet = seen | {arn: self.fleet[arn] for arn in self.unlisted}
+        names = {model.name for model in listed}
+        self.unanswered = [order for order in self.unanswered if order.name not in names]
+
+    def _newer(self, listed: ProvisionedModel) -> ProvisionedModel:
+        """A list that was under way may be older than what a watch has seen."""
+        known = self.fleet.get(listed.arn)
+        older = known is not None and (known.status == listed.status or listed.status == "Creating")
+        return known if known is not None and older else listed
+
+    async def _plan(self, summary: str) -> CapacityPlan:
+        await workflow.wait_condition(lambda: self.snapshot is not None)
+        assert self.snapshot is not None
+        situation = Situation(
+            model=self.model,
+            spec=self.snapshot.policy.models[self.model],
+            policy=self.policy,
+            now=workflow.now(),
+            demands=tuple(self.demands.values()),
+            fleet=tuple(self.fleet.values()) if self.listed_at else None,
+            sending=tuple(self.sending.values()),
+            unanswered=tuple(self.unanswered),
+            next_sequence=self.next_sequence,
+            leaving=frozenset(self.deleting),
+            routed=frozenset(self.routed or ()),
+            troubles=tuple(self._troubles()),
+        )
+        return await decide(DecisionActivities.plan_capacity, situation, summary=summary)
+
+    def _troubles(self) -> Sequence[str]:
+        return [*self.shortage, *(self.errors[name] for name in ("fleet", "routes") if name in self.errors)]
+
+    # ------------------------------------------------------------ acting
+
+    def _act(self, plan: CapacityPlan) -> None:
+        for demand_id in plan.ended:
+            demand = self.demands.pop(demand_id, None)
+            self.told.pop(demand_id, None)
+            if demand is not None:
+                self.news.append((demand.asked_by, _withdrawn(demand_id, plan, f"it ended at {utc(demand.end)}")))
+        if plan.units_in_service >= plan.desired_units:
+            self.shortage = []
+        retire = {step.arn for step in plan.steps if step.kind in RETIRING and step.ready}
+        for arn in self.retiring.keys() - self.deleting - retire:
+            del self.retiring[arn]  # wanted again
+        for step in plan.steps:
+            self._take(step)
+        self.routes = plan.routes
+        for outcome in plan.outcomes:
+            demand = self.demands.get(outcome.demand_id)
+            if demand is not None and self.told.get(outcome.demand_id) != outcome:
+                self.told[outcome.demand_id] = outcome
+                self.news.append((demand.asked_by, outcome))
+
+    def _take(self, step: Step) -> None:
+        if not step.ready:
+            return
+        if step.order is not None:
+            if StepKind.CREATE not in self.held and step.name not in self.sending:
+                self.sending[step.name] = step.order
+                self.unanswered = [order for order in self.unanswered if order.name != step.name]
+                self.next_sequence = max(self.next_sequence, int(step.name.rsplit("-", 1)[1]) + 1)
+                asyncio.create_task(self._create(step.order))
+        elif step.arn is None or step.arn in self.held:
+            return
+        elif step.kind is StepKind.AWAIT and step.arn not in self.watching:
+            self.watching.add(step.arn)
+            asyncio.create_task(self._await_in_service(step.arn, step.name))
+        elif step.kind in RETIRING and step.arn not in self.retiring:
+            self.retiring[step.arn] = step
+            asyncio.create_task(self._retire(step.arn, step))
+
+    async def _create(self, order: Order) -> None:
+        assert self.snapshot is not None
+        model_id = self.snapshot.policy.models[self.model].provisioned_model_id
+        try:
+            arn = await mutate(
+                BedrockActivities.create_model,
+                CreateModel(provisioned_model_id=model_id, order=order),
+                summary=f"Create {order.name}: {order.units} units for {order.asked_by}",
+            )
+        except ActivityError as error:
+            kind, message = failure(error)
+            self._failed_to_grow(f"{order.units} units were not created: {message}")
+            if kind in RETRYABLE:
+                self.unanswered = [*self.unanswered, order][-UNANSWERED_KEPT:]
+        else:
+            if arn not in self.fleet:
+                self.unlisted.add(arn)
+                self.fleet[arn] = ProvisionedModel(
+                    arn=arn,
+                    name=order.name,
+                    units=order.units,
+                    status="Creating",
+                    ours=True,
+                    created_at=workflow.now(),
+                )
+            if StepKind.CREATE not in self.held:
+                self.shortage = []
+        del self.sending[order.name]
+        self.replan = True
+
+    def _failed_to_grow(self, why: str) -> None:
+        if StepKind.CREATE not in self.held:
+            self.shortage = []
+        self.held.add(StepKind.CREATE)
+        if why not in self.shortage:
+            self.shortage.append(why)
+
+    async def _await_in_service(self, arn: str, name: str) -> None:
+        timeout = self.policy.provisioning_timeout
+        try:
+            seen = await wait(
+                BedrockActivities.await_in_service,
+                AwaitModel(arn=arn, poll_interval=self.policy.poll_interval, give_up_after=timeout),
+                summary=f"Wait until {name} is in service",
+                at_most=timeout,
+            )
+        except ActivityError as error:
+            self.held.add(arn)
+            self.shortage.append(f"{name} cannot be watched: {failure(error)[1]}")
+        else:
+            known = self.fleet.get(arn)
+            if seen.status is None or known is None:
+                self._forget(arn)
+            elif seen.status == "Creating":
+                self.held.add(arn)
+                self.shortage.append(f"{name} is still Creating after {timeout}: ask AWS Support")
+            else:
+                self.fleet[arn] = known.model_copy(update={"status": seen.status, "failure": seen.failure})
+                if seen.status == "Failed" and known.ours:
+                    self._failed_to_grow(f"AWS failed to create {name}: {seen.failure or 'no reason given'}")
+        self.watching.discard(arn)
+        self.replan = True
+
+    async def _retire(self, arn: str, step: Step) -> None:
+        """Withdrawn from the routes, drained, deleted, proven gone; not deleted when it is wanted again meanwhile."""
+
+        def wanted_again() -> bool:
+            return self.retiring.get(arn) is not step
+
+        await workflow.wait_condition(lambda: wanted_again() or (self.routed is not None and arn not in self.routed))
+        if step.kind is not StepKind.DELETE:
+            with suppress(TimeoutError):
+                await workflow.wait_condition(
+                    wanted_again,
+                    timeout=self.policy.drain,
+                    timeout_summary=f"Drain {step.name}: calls in flight end before it is deleted",
+                )
+        if wanted_again():
+            return
+        self.deleting.add(arn)
+        try:
+            await mutate(
+                BedrockActivities.delete_model, DeleteModel(arn=arn), summary=f"Delete {step.name}: {step.why}"
+            )
+            timeout = self.policy.provisioning_timeout
+            seen = await wait(
+                BedrockActivities.await_gone,
+                AwaitModel(arn=arn, poll_interval=self.policy.poll_interval, give_up_after=timeout),
+                summary=f"Wait until {step.name} is gone",
+                at_most=timeout,
+            )
+        except ActivityError as error:
+            self.held.add(arn)
+            self.errors[arn] = f"{step.name} was not deleted: {failure(error)[1]}"
+        else:
+            if seen.status is None:
+                self._forget(arn)
+            else:
+                self.held.add(arn)
+                self.errors[arn] = f"{step.name} is still {seen.status} {timeout} after its deletion"
+        self.deleting.discard(arn)
+        del self.retiring[arn]
+        self.replan = True
+
+    def _forget(self, arn: str) -> None:
+        self.fleet.pop(arn, None)
+        self.unlisted.discard(arn)
+        self.gone.add(arn)
+        self.held.discard(arn)
+        self.errors.pop(arn, None)
+
+    async def _keep_routes(self) -> None:
+        """Publishes the routes whenever they change, in order, and again at each reconciliation."""
+        while True:
+            await workflow.wait_condition(
+                lambda: (
+                    self.listed_at is not None
+                    and self.plan is not None
+                    and (self.republish or self.routes != self.routed)
+                )
+            )
+            routes, self.republish = self.routes, False
+            self.route_version = max(self.route_version + 1, round(workflow.now().timestamp() * 1000))
+            message = CapacityRoutes(
+                model=self.model,
+                routes=tuple(
+                    CapacityRoute(provisioned_model_arn=arn, units=units) for arn, units in sorted(routes.items())
+                ),
+                version=self.route_version,
+            )
+            try:
+                await mutate(
+                    BedrockActivities.publish_routes,
+                    message,
+                    summary=f"Publish routes: {sum(routes.values())} units in {len(routes)} models",
+                    within=PUBLISH_WITHIN,
+                )
+            except ActivityError as error:
+                self.errors["routes"] = f"routes are not published: {failure(error)[1]}"
+                self.republish = True
+                self.replan = True
+                await workflow.sleep(self.policy.poll_interval, summary="Publish the routes again")
+            else:
+                self.errors.pop("routes", None)
+                self.replan = self.replan or self.routed != routes
+                self.routed = routes
+
+    async def _keep_told(self) -> None:
+        """Tells incidents what became of their demands, in order; one that is closed needs no telling."""
+        while True:
+            await workflow.wait_condition(lambda: bool(self.news))
+            asked_by, outcome = self.news[0]
+            if asked_by.startswith("incident-"):
+                with suppress(ApplicationError):
+                    await workflow.get_external_workflow_handle(asked_by).signal(CAPACITY_CHANGED, outcome)
+            self.news.pop(0)
+
+    # ------------------------------------------------------------ keeping and showing state
+
+    def _may_continue_as_new(self) -> bool:
+        """Watches and drains begin again in the next run; effects under way, and what is to be told, do not."""
+        effects = self.sending or self.deleting or self.news or self.republish or self.routes != self.routed
+        return workflow.all_handlers_finished() and not effects
+
+    def _doing(self) -> str:
+        names = {arn: model.name for arn, model in self.fleet.items()}
+        parts = [f"asking AWS for {order.units} units" for order in self.sending.values()]
+        parts += [f"waiting until {names.get(arn, arn)} is in service" for arn in sorted(self.watching)]
+        parts += [
+            f"{'deleting' if arn in self.deleting else 'draining'} {step.name}" for arn, step in self.retiring.items()
+        ]
+        return ", ".join(parts) or "idle"
+
+    def _details(self) -> str:
+        plan = self.plan
+        lines = [f"# Provisioned capacity of {quoted(self.model)}", ""]
+        if plan is not None:
+            lines += [f"**{plan.units_in_service} of {plan.desired_units} units in service**. {plan.summary}", ""]
+        lines.append("**Demands**:" if self.demands else "**Demands**: none, the policy's baseline holds")
+        lines += [
+            f"- {demand.units} units until {utc(demand.end)} for {quoted(demand.asked_by)}: {quoted(demand.reason)}"
+            for demand in self.demands.values()
+        ]
+        lines += ["", "| provisioned model | units | status | whose | gets calls |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {quoted(model.name)} | {model.units} | {model.status} | {'ours' if model.ours else 'not ours'} "
+            f"| {'yes' if model.arn in (self.routed or {}) else 'no'} |"
+            for model in self.fleet.values()
+        ]
+        lines += ["", f"**Doing**: {self._doing()}"]
+        if errors := [*self.shortage, *self.errors.values()]:
+            again = f", tried again at {utc(self.reconcile_at)} or on `{RECONCILE_NOW}`" if self.reconcile_at else ""
+            lines += ["", f"**Not working**{again}:", *(f"- {quoted(error)}" for error in errors)]
+        return "\n".join(lines)
+
+
+def _withdrawn(demand_id: str, plan: CapacityPlan, why: str) -> DemandOutcome:
+    return DemandOutcome(
+        demand_id=demand_id,
+        status="withdrawn",
+        units_in_service=plan.units_in_service,
+        units_wanted=plan.desired_units,
+        detail=f"withdrawn: {why}; {plan.summary}",
+    )
