@@ -1,0 +1,94 @@
+"""One step around every operation that moto serves: faults before and after it, the audit trail behind it."""
+
+import json
+from typing import Any
+
+from moto.core.responses import ActionResult, BaseResponse
+
+from simulator.aws.errors import AwsError
+from simulator.aws.faults import Fault, FaultKind
+from simulator.aws.world import ACCOUNT_ID, ENVIRON_KEY, World
+
+_QUERY_SERVICES = frozenset({"cloudwatch", "iam", "sns", "sts"})
+"""Their access-denied code has no `Exception` at its end."""
+_IAM_PREFIXES = {"service-quotas": "servicequotas"}
+
+
+class ConnectionDropped(ConnectionError):
+    """No answer is sent; the connection is closed."""
+
+
+def dispatch(self: BaseResponse, request: Any, full_url: str | None = None, headers: Any = None) -> Any:
+    """Stands in for `BaseResponse._dispatch`."""
+    self.setup_class(request, full_url, headers)
+    world: World | None = request.environ.get(ENVIRON_KEY)
+    if world is None:
+        return self.call_action()
+    service = self.boto3_service_name
+    operation = self._get_action() or ""
+    fault = world.faults.take(service, operation)
+    if fault is not None and fault.delay_ms:
+        world.stopping.wait(fault.delay_ms / 1000)
+    if fault is not None and fault.kind is not FaultKind.LOST_ANSWER:
+        answer = _refusal(self, world, fault, service, operation)
+    else:
+        answer = self.call_action()
+    if world.trail.records(service, operation):
+        world.trail.record(service, operation, self.access_key, _parameters(self), _error_code(answer))
+    if fault is not None and fault.kind is FaultKind.LOST_ANSWER:
+        raise ConnectionDropped("answer lost on purpose")
+    return answer
+
+
+def _refusal(response: BaseResponse, world: World, fault: Fault, service: str, operation: str) -> Any:
+    if fault.kind is FaultKind.TIMEOUT:
+        raise ConnectionDropped("timed out on purpose")
+    if fault.kind is FaultKind.THROTTLING:
+        error = AwsError("ThrottlingException", "Rate exceeded")
+        return response.serialized(ActionResult(error))
+    if fault.kind is FaultKind.SERVER_ERROR:
+        error = AwsError("InternalServerException", "The service failed on purpose.")
+        status, answered, body = response.serialized(ActionResult(error))
+        return 500, answered, body
+    action = f"{_IAM_PREFIXES.get(service, service)}:{operation}"
+    code = "AccessDenied" if service in _QUERY_SERVICES else "AccessDeniedException"
+    message = (
+        f"User: {world.settings.principal_arn} is not authorized to perform: {action} on resource: "
+        f"{_resource(response, service)} because no identity-based policy allows the {action} action"
+    )
+    status, answered, body = response.serialized(ActionResult(AwsError(code, message)))
+    return 403 if service in _QUERY_SERVICES else status, answered, body
+
+
+def _resource(response: BaseResponse, service: str) -> str:
+    parameters = _parameters(response)
+    if service == "bedrock" and "modelId" in parameters:
+        return f"arn:aws:bedrock:{response.region}::foundation-model/{parameters['modelId']}"
+    for value in parameters.values():
+        if isinstance(value, str) and value.startswith("arn:"):
+            return value
+    return f"arn:aws:{service}:{response.region}:{ACCOUNT_ID}:*"
+
+
+def _parameters(response: BaseResponse) -> dict[str, Any]:
+    """The call's parameters, as far as moto parsed them or its body is JSON."""
+    parsed = getattr(response, "params", None)
+    if parsed is None:
+        try:
+            parsed = json.loads(response.body or "{}")
+        except ValueError:
+            parsed = {}
+    return {**response.uri_match, **parsed}
+
+
+def _error_code(answer: Any) -> str | None:
+    status, headers, _ = answer
+    if int(status) < 400:
+        return None
+    kind = headers.get("x-amzn-errortype") or headers.get("X-Amzn-ErrorType")
+    return str(kind or f"HTTP {status}").split(":")[0]
+
+
+def install() -> None:
+    """Put it around every response class that does not dispatch by itself. Before the server starts."""
+    BaseResponse._dispatch = dispatch  # type: ignore[method-assign]

@@ -1,0 +1,40 @@
+"""SQS: two pollers that wait on one queue do not both receive the message that wakes them, as they do in moto."""
+
+import threading
+import time
+from typing import Any
+
+from moto.core.responses import ActionResult
+from moto.sqs import urls
+from moto.sqs.responses import SQSResponse
+
+_receiving = threading.Lock()
+"""Held while messages are taken, never while waiting for one."""
+_MAX_WAIT_SECONDS = 20
+
+
+class OneReceiverResponse(SQSResponse):
+    """moto's SQS with receiving made atomic."""
+
+    def receive_message(self) -> ActionResult:
+        """As moto's; the waiting is done here, between takes."""
+        queue: Any = self.sqs_backend.get_queue(self._get_queue_name())
+        asked: Any = self._get_param("WaitTimeSeconds")
+        wait = float(queue.receive_message_wait_time_seconds or 0) if asked is None else float(asked)
+        if not 0 <= wait <= _MAX_WAIT_SECONDS:
+            return super().receive_message()
+        self.params["WaitTimeSeconds"] = 0
+        deadline = time.monotonic() + wait
+        while True:
+            with _receiving:
+                answer = super().receive_message()
+            left = deadline - time.monotonic()
+            if answer.result or left <= 0:
+                return answer
+            queue.wait_for_messages(min(1, left))
+
+
+def install() -> None:
+    """Put it in moto's place. Before the server starts."""
+    for path in urls.url_paths:
+        urls.url_paths[path] = OneReceiverResponse.dispatch

@@ -1,0 +1,92 @@
+"""What the simulated account is like, apart from what moto keeps: settings, quotas, faults, the audit trail.
+
+It travels in the WSGI environment of every request, so that moto's response classes find it without a global.
+"""
+
+import random
+import threading
+from datetime import timedelta
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from domain.clock import ScaledDuration, compress
+from domain.policy import Policy
+from simulator.aws.faults import Faults
+from simulator.aws.trail import Trail
+
+ACCOUNT_ID = "123456789012"
+"""moto's account for every access key that IAM did not make."""
+ENVIRON_KEY = "simulator.aws.world"
+
+
+def _quotas() -> dict[str, int]:
+    return {model.provisioned_model_id: model.ceiling_units for model in Policy().models.values()}
+
+
+class AwsConfig(BaseModel):
+    """The simulated account. Durations marked `Scaled` are business time and are divided by `speed`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    """0 takes a free one."""
+    region: str = "ap-northeast-1"
+    speed: float = Field(default=60, ge=1, le=3600)
+    """Business seconds in one real second. Metric and alarm periods come already compressed by the caller."""
+    model_unit_quotas: dict[str, int] = Field(default_factory=_quotas)
+    """Model units granted, by the model id that provisioned throughput is bought for. No other models exist."""
+    provisioning_lag: ScaledDuration = timedelta(minutes=15)
+    """Creation to InService (S4 observes 10 to 15 min)."""
+    task_start: ScaledDuration = timedelta(minutes=1)
+    """How long a batch of ECS tasks takes from placement to running."""
+    tasks_per_batch: int = Field(default=10, ge=1)
+    alarm_tick: timedelta = timedelta(milliseconds=250)
+    """How often alarms are evaluated, in real time."""
+    metric_retention: timedelta = timedelta(hours=3)
+    """Real time after which samples are forgotten."""
+    max_samples_per_series: int = Field(default=100_000, ge=1)
+    principal_arn: str = f"arn:aws:sts::{ACCOUNT_ID}:assumed-role/mangaassist-runbooks/worker"
+    """Who the audit trail and access-denied messages say the caller is."""
+    seed: int = 1
+    """Of the ids that AWS would draw."""
+
+
+class CapacitySettings(BaseModel):
+    """Body of `POST /_simulator/bedrock`: what is given is changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    quotas: dict[str, int] | None = None
+    """By model id; others stay."""
+    provisioning_lag_seconds: float | None = Field(default=None, ge=0)
+    """Real seconds, for models created from now on."""
+
+
+class World:
+    """Mutable state beside moto's own. Emptied with moto's reset."""
+
+    def __init__(self, config: AwsConfig) -> None:
+        self.settings = compress(config, config.speed)
+        """The config with its business durations divided by its speed."""
+        self.faults = Faults()
+        self.trail = Trail(config.region, config.principal_arn)
+        self.lock = threading.RLock()
+        """Held while provisioned throughput is counted and changed."""
+        self.stopping = threading.Event()
+        self.reset()
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.faults.clear()
+        self.trail.clear()
+        self.quotas = dict(self.settings.model_unit_quotas)
+        self.provisioning_lag = self.settings.provisioning_lag
+        self.ids = random.Random(self.settings.seed)
+
+    def change_capacity(self, settings: CapacitySettings) -> None:
+        """Grant or withdraw quota, change the lag."""
+        with self.lock:
+            self.quotas |= settings.quotas or {}
+            if settings.provisioning_lag_seconds is not None:
+                self.provisioning_lag = timedelta(seconds=settings.provisioning_lag_seconds)
