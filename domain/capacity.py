@@ -101,6 +101,8 @@ class Order(BaseModel):
     asked_by: str
     until: AwareDatetime | None
     """End of the demand; None: the baseline's, which has no end."""
+    sequence: int = Field(ge=1)
+    """Counts the orders for one model; never used twice."""
 
 
 class StepKind(StrEnum):
@@ -148,7 +150,7 @@ class Situation(BaseModel):
     unanswered: tuple[Order, ...] = ()
     """Asked of AWS without an answer: perhaps bought. They are asked for again before any new order is made."""
     next_sequence: int = Field(default=1, ge=1)
-    """Number of the next new order; never used twice for one model."""
+    """Number of the next new order."""
     leaving: frozenset[str] = frozenset()
     """ARNs whose deletion has been asked for."""
     routed: frozenset[str] = frozenset()
@@ -310,13 +312,14 @@ def _orders(situation: Situation, leader: Demand | None, buy: int) -> list[Order
 def _order(situation: Situation, leader: Demand | None, sequence: int, units: int) -> Order:
     demand_id = leader.demand_id if leader else BASELINE
     digest = sha256(f"{situation.model}\n{demand_id}\n{sequence}".encode()).hexdigest()
-    stem = re.sub(r"[^0-9a-zA-Z]+", "-", f"{situation.policy.name_prefix}-{situation.model}").strip("-")[:40]
+    stem = re.sub(r"[^0-9a-zA-Z]+", "-", f"{situation.policy.name_prefix}-{situation.model}")[:40].strip("-")
     return Order(
-        name=f"{stem.rstrip('-')}-{digest[:8]}-{sequence}",
+        name=f"{stem or MANAGED_BY}-{digest[:8]}-{sequence}",
         token=digest,
         units=units,
         asked_by=leader.asked_by if leader else BASELINE,
         until=leader.end if leader else None,
+        sequence=sequence,
     )
 
 

@@ -1,9 +1,10 @@
 """The one writer of a model's provisioned capacity: holds dated demands and drives the fleet to what they need."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -36,9 +37,11 @@ from workflows._step import decide, failure, load_policy, mutate, read, wait
 
 SERVICE = SearchAttributeKey.for_keyword("Service")
 UNANSWERED_KEPT = 50
+SUMMARY = 200
 POLICY_RETRY = timedelta(seconds=10)
 # Short, so that a list made meanwhile goes out instead of an old one that Redis did not take.
 PUBLISH_WITHIN = timedelta(seconds=30)
+CREATE, LIST = "create", "list"
 RETIRING = (StepKind.WITHDRAW, StepKind.DRAIN, StepKind.DELETE)
 
 
@@ -77,15 +80,19 @@ class CapacityWorkflow:
         self.plan: CapacityPlan | None = None
         self.told = state.told
         self.news: list[tuple[str, DemandOutcome]] = []
-        self.shortage: list[str] = []
-        """Why there are not more units."""
+        self.shortage: dict[str, str] = {}
+        """Why there are not more units, by order or ARN."""
         self.errors: dict[str, str] = {}
         """What else fails, by what it is about."""
         self.held: set[str] = set()
-        """What failed and waits for the next reconciliation: ARNs, and the creation of models."""
+        """What failed and waits for the next reconciliation: ARNs, `CREATE`, `LIST`."""
         self.look = True
         self.replan = False
         self.reconcile_at: datetime | None = None
+        self.publishing = False
+        self.refused = ""
+        """Why this workflow cannot work at all."""
+        self.tasks: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------ messages
 
@@ -93,6 +100,7 @@ class CapacityWorkflow:
     async def set_demand(self, demand: Demand) -> DemandOutcome:
         """Record the demand; the main loop acts on it beside this answer."""
         self.demands[demand.demand_id] = demand
+        self.shortage.clear()
         self._try_again()
         plan = await self._plan("Plan: what the new demand needs")
         outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
@@ -133,7 +141,7 @@ class CapacityWorkflow:
             desired_units=self.plan.desired_units if self.plan else 0,
             units_in_service=self.plan.units_in_service if self.plan else 0,
             doing=self._doing(),
-            last_error="; ".join([*self.shortage, *self.errors.values()]),
+            last_error="; ".join(self._problems()),
             last_reconciled_at=self.listed_at,
             told=self.told,
             unanswered=self.unanswered,
@@ -150,7 +158,7 @@ class CapacityWorkflow:
     async def run(self, input: CapacityInput) -> None:
         """Runs for ever, continued as new when its history has grown."""
         workflow.upsert_search_attributes([SERVICE.value_set("mangaassist")])
-        await self._load_policy()
+        await self._load_first_policy()
         daemons = [asyncio.create_task(self._keep_routes()), asyncio.create_task(self._keep_told())]
         while not (workflow.info().is_continue_as_new_suggested() and self._may_continue_as_new()):
             await self._round()
@@ -184,7 +192,7 @@ class CapacityWorkflow:
         moments = [(self.reconcile_at, "Reconcile fleet and demands")]
         if self.plan is not None and self.plan.next_change_at is not None:
             moments.append((self.plan.next_change_at, "A demand starts or ends"))
-        if self.listed_at is None or "fleet" in self.errors:
+        if "fleet" in self.errors and LIST not in self.held:
             moments.append((workflow.now() + self.policy.poll_interval, "List the fleet again"))
         moment, why = min(moments)
         with suppress(TimeoutError):
@@ -194,23 +202,35 @@ class CapacityWorkflow:
             return
         self.look = True
 
+    async def _load_first_policy(self) -> None:
+        """Waits for a policy that can be read.
+
+        Raises:
+            ApplicationError: Invalid, when it does not have the model.
+        """
+        await self._load_policy()
+        while self.snapshot is None and not self.refused:
+            workflow.set_current_details(self._details())
+            await workflow.sleep(POLICY_RETRY, summary="Read the policy again")
+            await self._load_policy()
+        if self.refused:
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            raise ApplicationError(self.refused, type=ErrorKind.INVALID, non_retryable=True)
+
     async def _load_policy(self) -> None:
-        while True:
-            try:
-                snapshot = await load_policy()
-                if self.model not in snapshot.policy.models:
-                    known = ", ".join(sorted(snapshot.policy.models))
-                    raise ApplicationError(f"model: the policy has no {self.model!r}; it has {known}")
-            except (ActivityError, ApplicationError) as error:
-                self.errors["policy"] = failure(error)[1] if isinstance(error, ActivityError) else error.message
-                if self.snapshot is not None:
-                    return
-                workflow.set_current_details(self._details())
-                await workflow.sleep(POLICY_RETRY, summary="Read the policy again")
-            else:
-                self.errors.pop("policy", None)
-                self.snapshot = snapshot
-                return
+        """Takes the policy as it is now; what was read before stays when that fails or lacks the model."""
+        try:
+            snapshot = await load_policy()
+        except ActivityError as error:
+            self.errors["policy"] = failure(error)[1]
+            return
+        models = snapshot.policy.models
+        if self.model in models:
+            self.errors.pop("policy", None)
+            self.snapshot = snapshot
+            return
+        self.errors["policy"] = f"model: the policy has no {self.model!r}; it has {', '.join(sorted(models))}"
+        self.refused = self.errors["policy"] if self.snapshot is None else ""
 
     @property
     def policy(self) -> CapacityPolicy:
@@ -227,7 +247,10 @@ class CapacityWorkflow:
         try:
             listed = await read(BedrockActivities.list_fleet, request, summary="List the provisioned models")
         except ActivityError as error:
-            self.errors["fleet"] = f"the fleet cannot be listed: {failure(error)[1]}"
+            kind, message = failure(error)
+            self.errors["fleet"] = f"the fleet cannot be listed: {message}"
+            if kind not in RETRYABLE:
+                self.held.add(LIST)
             return
         self.errors.pop("fleet", None)
         self.listed_at = workflow.now()
@@ -245,8 +268,9 @@ class CapacityWorkflow:
         return known if known is not None and older else listed
 
     async def _plan(self, summary: str) -> CapacityPlan:
-        await workflow.wait_condition(lambda: self.snapshot is not None)
-        assert self.snapshot is not None
+        await workflow.wait_condition(lambda: self.snapshot is not None or bool(self.refused))
+        if self.snapshot is None:
+            raise ApplicationError(self.refused, type=ErrorKind.INVALID, non_retryable=True)
         situation = Situation(
             model=self.model,
             spec=self.snapshot.policy.models[self.model],
@@ -264,7 +288,11 @@ class CapacityWorkflow:
         return await decide(DecisionActivities.plan_capacity, situation, summary=summary)
 
     def _troubles(self) -> Sequence[str]:
-        return [*self.shortage, *(self.errors[name] for name in ("fleet", "routes") if name in self.errors)]
+        other = [self.errors[name] for name in ("fleet", "routes") if name in self.errors]
+        return list(dict.fromkeys([*self.shortage.values(), *other]))
+
+    def _problems(self) -> Sequence[str]:
+        return list(dict.fromkeys([*self.shortage.values(), *self.errors.values()]))
 
     # ------------------------------------------------------------ acting
 
@@ -275,7 +303,7 @@ class CapacityWorkflow:
             if demand is not None:
                 self.news.append((demand.asked_by, _withdrawn(demand_id, plan, f"it ended at {utc(demand.end)}")))
         if plan.units_in_service >= plan.desired_units:
-            self.shortage = []
+            self.shortage.clear()
         retire = {step.arn for step in plan.steps if step.kind in RETIRING and step.ready}
         for arn in self.retiring.keys() - self.deleting - retire:
             del self.retiring[arn]  # wanted again
@@ -289,22 +317,28 @@ class CapacityWorkflow:
                 self.news.append((demand.asked_by, outcome))
 
     def _take(self, step: Step) -> None:
-        if not step.ready:
+        if not step.ready or step.arn in self.held:
             return
-        if step.order is not None:
-            if StepKind.CREATE not in self.held and step.name not in self.sending:
-                self.sending[step.name] = step.order
-                self.unanswered = [order for order in self.unanswered if order.name != step.name]
-                self.next_sequence = max(self.next_sequence, int(step.name.rsplit("-", 1)[1]) + 1)
-                asyncio.create_task(self._create(step.order))
-        elif step.arn is None or step.arn in self.held:
-            return
-        elif step.kind is StepKind.AWAIT and step.arn not in self.watching:
+        if step.kind is StepKind.AWAIT and step.arn not in self.watching:
+            assert step.arn is not None
             self.watching.add(step.arn)
-            asyncio.create_task(self._await_in_service(step.arn, step.name))
+            self._start(self._await_in_service(step.arn, step.name))
+        if "fleet" in self.errors:
+            return  # nothing is bought or deleted on an old list
+        if step.order is not None and CREATE not in self.held:
+            self.sending[step.name] = step.order
+            self.unanswered = [order for order in self.unanswered if order.name != step.name]
+            self.next_sequence = max(self.next_sequence, step.order.sequence + 1)
+            self._start(self._create(step.order))
         elif step.kind in RETIRING and step.arn not in self.retiring:
+            assert step.arn is not None
             self.retiring[step.arn] = step
-            asyncio.create_task(self._retire(step.arn, step))
+            self._start(self._retire(step.arn, step))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _create(self, order: Order) -> None:
         assert self.snapshot is not None
@@ -313,11 +347,11 @@ class CapacityWorkflow:
             arn = await mutate(
                 BedrockActivities.create_model,
                 CreateModel(provisioned_model_id=model_id, order=order),
-                summary=f"Create {order.name}: {order.units} units for {order.asked_by}",
+                summary=f"Create {order.name}: {order.units} units for {order.asked_by}"[:SUMMARY],
             )
         except ActivityError as error:
             kind, message = failure(error)
-            self._failed_to_grow(f"{order.units} units were not created: {message}")
+            self._failed_to_grow(order.name, f"{order.units} units were not created: {message}")
             if kind in RETRYABLE:
                 self.unanswered = [*self.unanswered, order][-UNANSWERED_KEPT:]
         else:
@@ -331,17 +365,16 @@ class CapacityWorkflow:
                     ours=True,
                     created_at=workflow.now(),
                 )
-            if StepKind.CREATE not in self.held:
-                self.shortage = []
+            if CREATE not in self.held:
+                self.shortage.clear()
         del self.sending[order.name]
         self.replan = True
 
-    def _failed_to_grow(self, why: str) -> None:
-        if StepKind.CREATE not in self.held:
-            self.shortage = []
-        self.held.add(StepKind.CREATE)
-        if why not in self.shortage:
-            self.shortage.append(why)
+    def _failed_to_grow(self, name: str, why: str) -> None:
+        if CREATE not in self.held:
+            self.shortage.clear()
+            self.held.add(CREATE)
+        self.shortage[name] = why
 
     async def _await_in_service(self, arn: str, name: str) -> None:
         timeout = self.policy.provisioning_timeout
@@ -354,18 +387,19 @@ class CapacityWorkflow:
             )
         except ActivityError as error:
             self.held.add(arn)
-            self.shortage.append(f"{name} cannot be watched: {failure(error)[1]}")
+            self.shortage[arn] = f"{name} cannot be watched: {failure(error)[1]}"
         else:
+            self.shortage.pop(arn, None)
             known = self.fleet.get(arn)
             if seen.status is None or known is None:
                 self._forget(arn)
             elif seen.status == "Creating":
                 self.held.add(arn)
-                self.shortage.append(f"{name} is still Creating after {timeout}: ask AWS Support")
+                self.shortage[arn] = f"{name} is still Creating after {timeout}: ask AWS Support"
             else:
                 self.fleet[arn] = known.model_copy(update={"status": seen.status, "failure": seen.failure})
                 if seen.status == "Failed" and known.ours:
-                    self._failed_to_grow(f"AWS failed to create {name}: {seen.failure or 'no reason given'}")
+                    self._failed_to_grow(name, f"AWS failed to create {name}: {seen.failure or 'no reason given'}")
         self.watching.discard(arn)
         self.replan = True
 
@@ -388,7 +422,9 @@ class CapacityWorkflow:
         self.deleting.add(arn)
         try:
             await mutate(
-                BedrockActivities.delete_model, DeleteModel(arn=arn), summary=f"Delete {step.name}: {step.why}"
+                BedrockActivities.delete_model,
+                DeleteModel(arn=arn),
+                summary=f"Delete {step.name}: {step.why}"[:SUMMARY],
             )
             timeout = self.policy.provisioning_timeout
             seen = await wait(
@@ -427,7 +463,7 @@ class CapacityWorkflow:
                     and (self.republish or self.routes != self.routed)
                 )
             )
-            routes, self.republish = self.routes, False
+            routes, self.republish, self.publishing = self.routes, False, True
             self.route_version = max(self.route_version + 1, round(workflow.now().timestamp() * 1000))
             message = CapacityRoutes(
                 model=self.model,
@@ -445,13 +481,14 @@ class CapacityWorkflow:
                 )
             except ActivityError as error:
                 self.errors["routes"] = f"routes are not published: {failure(error)[1]}"
-                self.republish = True
-                self.replan = True
+                self.republish = self.replan = True
+                self.publishing = False
                 await workflow.sleep(self.policy.poll_interval, summary="Publish the routes again")
             else:
                 self.errors.pop("routes", None)
                 self.replan = self.replan or self.routed != routes
                 self.routed = routes
+                self.publishing = False
 
     async def _keep_told(self) -> None:
         """Tells incidents what became of their demands, in order; one that is closed needs no telling."""
@@ -467,7 +504,7 @@ class CapacityWorkflow:
 
     def _may_continue_as_new(self) -> bool:
         """Watches and drains begin again in the next run; effects under way, and what is to be told, do not."""
-        effects = self.sending or self.deleting or self.news or self.republish or self.routes != self.routed
+        effects = self.sending or self.deleting or self.news or self.publishing
         return workflow.all_handlers_finished() and not effects
 
     def _doing(self) -> str:
@@ -496,7 +533,7 @@ class CapacityWorkflow:
             for model in self.fleet.values()
         ]
         lines += ["", f"**Doing**: {self._doing()}"]
-        if errors := [*self.shortage, *self.errors.values()]:
+        if errors := self._problems():
             again = f", tried again at {utc(self.reconcile_at)} or on `{RECONCILE_NOW}`" if self.reconcile_at else ""
             lines += ["", f"**Not working**{again}:", *(f"- {quoted(error)}" for error in errors)]
         return "\n".join(lines)

@@ -183,8 +183,7 @@ class World:
 
     def create(self, order: Order) -> None:
         fault = self.fault()
-        number = int(order.name.rsplit("-", 1)[1])
-        self.sequence = max(self.sequence, number + 1)
+        self.sequence = max(self.sequence, order.sequence + 1)
         self.unanswered = [other for other in self.unanswered if other.token != order.token]
         if fault == "refused":
             return
