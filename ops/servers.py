@@ -14,8 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import redis.asyncio
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
@@ -134,23 +132,3 @@ async def redis_ready(url: str) -> None:
     """Raises while the server does not answer PING."""
     async with redis.asyncio.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1) as client:
         await client.ping()
-
-
-async def register_search_attributes(client: Client, attributes: Mapping[str, str]) -> list[str]:
-    """Registers those that the client's namespace lacks and returns their names; for servers we did not start.
-
-    Raises:
-        temporalio.service.RPCError: among others, when one is there with another type.
-    """
-    service = client.operator_service
-    there = await service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))
-    lacking = {
-        name: IndexedValueType.Value(f"INDEXED_VALUE_TYPE_{kind.upper()}")
-        for name, kind in attributes.items()
-        if name not in there.custom_attributes
-    }
-    if lacking:
-        await service.add_search_attributes(
-            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=lacking)
-        )
-    return list(lacking)

@@ -28,7 +28,7 @@ from temporalio.client import Client
 from domain.messages import SEARCH_ATTRIBUTES
 from domain.people import Role
 from domain.policy import Policy
-from ops import servers
+from ops import namespace, servers
 from ops.supervisor import ChildSpec, Say, Supervisor
 from ops.tokens import issue
 from workers.tokens import read_key
@@ -248,7 +248,7 @@ class Stack:
             usual = _USUAL_PORTS[what]
             if _is_free(usual):
                 return usual
-        port = next(port for port in random.sample(_OTHER_PORTS, 200) if _is_free(port))
+        port = free_port()
         if self.options.usual_ports:
             self._say(f"port {usual} is taken: {what} uses {port}")
         return port
@@ -290,7 +290,7 @@ class Stack:
             try:
                 await servers.temporal_ready(options.temporal_address)
                 client = await Client.connect(options.temporal_address)
-                added = await servers.register_search_attributes(client, SEARCH_ATTRIBUTES)
+                added = await namespace.register_search_attributes(client, SEARCH_ATTRIBUTES)
             except RuntimeError as error:
                 raise StackError(f"Temporal at {options.temporal_address} does not answer: {error}") from error
             if added:
@@ -394,6 +394,11 @@ def _port_of(url: str) -> int:
     port = urlsplit(url).port
     assert port is not None
     return port
+
+
+def free_port() -> int:
+    """A port on the loopback that nobody uses, from a range where nobody gets one by chance."""
+    return next(port for port in random.sample(_OTHER_PORTS, len(_OTHER_PORTS)) if _is_free(port))
 
 
 def _is_free(port: int) -> bool:

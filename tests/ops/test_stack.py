@@ -21,7 +21,8 @@ from temporalio.client import Client
 from domain.messages import SEARCH_ATTRIBUTES
 from domain.people import Role
 from ops import servers, stack
-from ops.servers import ServerNotFound, find_redis, find_temporal, register_search_attributes
+from ops.namespace import register_search_attributes
+from ops.servers import ServerNotFound, find_redis, find_temporal
 from ops.stack import Stack, StackError, StackOptions, before_next_release
 from ops.supervisor import ChildFailed, ChildSpec, Supervisor
 from workers.tokens import read_key, verify
