@@ -1,0 +1,177 @@
+"""`python -m simulator`: AWS on a port, and MangaAssist living in it, until SIGTERM or Ctrl-C.
+
+Where things are and what time it is comes from the same environment as the product's processes: `RUNBOOKS_REDIS_URL`,
+`RUNBOOKS_AWS_REGION`, `RUNBOOKS_EVENT_TABLE`, `RUNBOOKS_ECS_CLUSTER`, `RUNBOOKS_ECS_SERVICE` and
+`RUNBOOKS_REHEARSAL_REAL_START`, `_BUSINESS_START`, `_SPEED`.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from domain.clock import RehearsalClock
+from domain.policy import Policy
+from simulator.aws import AwsConfig, AwsSimulator
+from simulator.world import Row, World, WorldOptions, metric_period
+
+_CLOCK = {
+    "real_start": "RUNBOOKS_REHEARSAL_REAL_START",
+    "business_start": "RUNBOOKS_REHEARSAL_BUSINESS_START",
+    "speed": "RUNBOOKS_REHEARSAL_SPEED",
+}
+_PLACES = {
+    "redis_url": "RUNBOOKS_REDIS_URL",
+    "aws_region": "RUNBOOKS_AWS_REGION",
+    "event_table": "RUNBOOKS_EVENT_TABLE",
+    "ecs_cluster": "RUNBOOKS_ECS_CLUSTER",
+    "ecs_service": "RUNBOOKS_ECS_SERVICE",
+}
+
+_log = logging.getLogger("simulator")
+
+
+class SpikeRequest(BaseModel):
+    """Body of `POST /_simulator/traffic`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    multiplier: float = Field(default=5, gt=0, le=100)
+    minutes: float = Field(default=27, gt=0, le=24 * 60)
+    """Until it fades, in business time."""
+
+
+def clock_of(env: Mapping[str, str]) -> RehearsalClock:
+    """The business clock that `env` sets; identity without.
+
+    Raises:
+        ValueError: a value that is no such moment or speed.
+    """
+    given = {field: env[name] for field, name in _CLOCK.items() if name in env}
+    if not {"real_start", "business_start"} <= given.keys():
+        return RehearsalClock()
+    try:
+        return RehearsalClock.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{_CLOCK[str(first['loc'][0])]}: {first['input']!r}: {first['msg']}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulator", description=__doc__)
+
+    def option(name: str, default: Any, kind: Any, help: str, choices: Sequence[str] | None = None) -> None:
+        variable = f"RUNBOOKS_SIMULATOR_{name.upper().replace('-', '_')}"
+        parser.add_argument(
+            f"--{name}",
+            default=os.environ.get(variable, default),
+            type=kind,
+            choices=choices,
+            help=f"{help} (default {default}, or ${variable})",
+        )
+
+    option("port", 5566, int, "port on 127.0.0.1; 0 takes a free one")
+    option("scenario", "release-spike", str, "what the night brings", choices=["release-spike", "calm"])
+    option("seed", 1, int, "of the traffic's noise")
+    option("peak-multiplier", 5.0, float, "of the release spike")
+    option("spike-minutes", 27.0, float, "business minutes from the spike's start until it fades")
+    option("event-row", Row.UNDERSIZED.value, str, "what the calendar says of the release", choices=list(Row))
+    return parser
+
+
+class _Control:
+    """MangaAssist's part of `/_simulator/`."""
+
+    def __init__(self) -> None:
+        self._world: World | None = None
+        self._made: dict[str, Any] = {}
+
+    def opens(self, world: World, made: dict[str, Any]) -> None:
+        """From now on it is ready."""
+        self._world, self._made = world, made
+
+    def ready(self, method: str, body: Any) -> Any:
+        """`GET /_simulator/ready`: an error until everything stands, then what was made."""
+        self._there()
+        return self._made
+
+    def traffic(self, method: str, body: Any) -> Any:
+        """`POST /_simulator/traffic` starts a spike now, `DELETE` lets all of them fade; answers the spikes."""
+        world = self._there()
+        if method == "POST":
+            request = SpikeRequest.model_validate(body or {})
+            world.start_spike(request.multiplier, request.minutes)
+        elif method == "DELETE":
+            world.stop_spikes()
+        return [
+            {
+                "starts_at": spike.starts_at.isoformat(),
+                "multiplier": spike.multiplier,
+                "minutes": spike.lasts.seconds / 60,
+            }
+            for spike in world.spikes
+        ]
+
+    def _there(self) -> World:
+        if self._world is None:
+            raise ValueError("MangaAssist is not there yet")
+        return self._world
+
+
+def _seed(world: World, stop: threading.Event) -> dict[str, Any] | None:
+    """Make the world as soon as Redis answers; None if told to stop before."""
+    while True:
+        try:
+            return world.seed()
+        except redis.RedisError as error:
+            _log.warning("Redis does not answer, trying again: %s", error)
+            if stop.wait(1):
+                return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run until told to stop; exits with 2 and a sentence when an option or a variable is wrong."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    places = {field: os.environ[name] for field, name in _PLACES.items() if name in os.environ}
+    control = _Control()
+    try:
+        clock = clock_of(os.environ)
+        metric_period(Policy(), clock.speed)
+        config = AwsConfig(port=given.port, speed=clock.speed, region=places.get("aws_region", WorldOptions.aws_region))
+        aws = AwsSimulator(config, {"ready": control.ready, "traffic": control.traffic})
+    except ValueError as error:
+        parser.error(str(error))
+    with aws:
+        options = WorldOptions(
+            aws_endpoint_url=aws.endpoint_url,
+            seed=given.seed,
+            release_spike=given.scenario == "release-spike",
+            peak_multiplier=given.peak_multiplier,
+            spike_minutes=given.spike_minutes,
+            event_row=Row(given.event_row),
+            **places,
+        )
+        world = World(options, clock, Policy())
+        made = _seed(world, stop)
+        if made is None:
+            return
+        aws.world.trail.clear()  # all of that was done long ago
+        control.opens(world, made)
+        _log.info("AWS at %s, business time %s", aws.endpoint_url, clock.business(datetime.now(UTC)).isoformat())
+        world.run(stop)
+
+
+if __name__ == "__main__":
+    main()
