@@ -374,8 +374,7 @@ def _outcome(
 ) -> DemandOutcome:
     wanted = _clamped(demand.units, situation.spec)
     used = sum(model.units for model in alive if model.in_service and model.arn in situation.routed)
-    unrouted = sum(model.units for model in alive if model.in_service) - used
-    creating = sum(model.units for model in alive if model.status == "Creating")
+    coming = _units(alive) - used
     parts = [f"{used} of {wanted} units in service"]
     if wanted != demand.units:
         parts.append(f"{demand.units} asked for, limited to {wanted} by floor, ceiling or quota")
@@ -385,9 +384,8 @@ def _outcome(
         parts.append(f"it starts at {_utc(demand.start)}")
     elif used < wanted:
         status = "failed" if situation.troubles else "requested"
-        parts += [f"{unrouted} about to get calls"] if unrouted else []
-        parts += [f"{creating} in creation, accepted by AWS"] if creating and not asking else []
-        parts += [f"{_units(asking) + creating} being asked of AWS"] if asking and not situation.troubles else []
+        parts += [f"{coming} more accepted by AWS and on the way"] if coming and not asking else []
+        parts += [f"{_units(asking) + coming} more being asked of AWS"] if asking and not situation.troubles else []
         parts += situation.troubles
     return DemandOutcome(
         demand_id=demand.demand_id,

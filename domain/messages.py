@@ -461,6 +461,8 @@ class CapacityState(Message):
     last_reconciled_at: AwareDatetime | None = None
     told: dict[str, DemandOutcome] = {}
     """The last outcome sent for each demand."""
+    routes: dict[str, int] = {}
+    """ARN to units, as last published."""
     unanswered: list[Order] = []
     """Asked of AWS without an answer."""
     next_sequence: int = 1

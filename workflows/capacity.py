@@ -73,10 +73,12 @@ class CapacityWorkflow:
         self.deleting: set[str] = set()
         self.routes: dict[str, int] = {}
         """As they should be."""
-        self.routed: dict[str, int] | None = None
-        """As published; None: not yet in this run."""
+        self.routed = state.routes
+        """As published last."""
+        self.reachable: set[str] | None = None
+        """ARNs that calls may still go to; None: this run has not published yet."""
         self.route_version = 0
-        self.republish = False
+        self.republish = True
         self.plan: CapacityPlan | None = None
         self.told = state.told
         self.news: list[tuple[str, DemandOutcome]] = []
@@ -102,6 +104,7 @@ class CapacityWorkflow:
         self.demands[demand.demand_id] = demand
         self.shortage.clear()
         self._try_again()
+        await workflow.wait_condition(lambda: self.listed_at is not None or bool(self._problems()))
         plan = await self._plan("Plan: what the new demand needs")
         outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
         if outcome is None:
@@ -144,6 +147,7 @@ class CapacityWorkflow:
             last_error="; ".join(self._problems()),
             last_reconciled_at=self.listed_at,
             told=self.told,
+            routes=self.routed,
             unanswered=self.unanswered,
             next_sequence=self.next_sequence,
         )
@@ -173,11 +177,11 @@ class CapacityWorkflow:
         now = workflow.now()
         try:
             if self.reconcile_at is None or now >= self.reconcile_at:
-                await self._load_policy()
+                if self.reconcile_at is not None:
+                    await self._load_policy()
                 self.reconcile_at = now + self.policy.reconcile_interval
                 self.held.clear()
-                self.republish = self.routed is not None
-                look = True
+                look = self.republish = True
             if look:
                 await self._list()
             plan = self.plan = await self._plan("Plan: the steps from the fleet to the units wanted")
@@ -282,7 +286,7 @@ class CapacityWorkflow:
             unanswered=tuple(self.unanswered),
             next_sequence=self.next_sequence,
             leaving=frozenset(self.deleting),
-            routed=frozenset(self.routed or ()),
+            routed=frozenset(self.routed),
             troubles=tuple(self._troubles()),
         )
         return await decide(DecisionActivities.plan_capacity, situation, summary=summary)
@@ -409,7 +413,9 @@ class CapacityWorkflow:
         def wanted_again() -> bool:
             return self.retiring.get(arn) is not step
 
-        await workflow.wait_condition(lambda: wanted_again() or (self.routed is not None and arn not in self.routed))
+        await workflow.wait_condition(
+            lambda: wanted_again() or (self.reachable is not None and arn not in self.reachable)
+        )
         if step.kind is not StepKind.DELETE:
             with suppress(TimeoutError):
                 await workflow.wait_condition(
@@ -464,6 +470,8 @@ class CapacityWorkflow:
                 )
             )
             routes, self.republish, self.publishing = self.routes, False, True
+            if self.reachable is not None:
+                self.reachable |= routes.keys()
             self.route_version = max(self.route_version + 1, round(workflow.now().timestamp() * 1000))
             message = CapacityRoutes(
                 model=self.model,
@@ -487,7 +495,7 @@ class CapacityWorkflow:
             else:
                 self.errors.pop("routes", None)
                 self.replan = self.replan or self.routed != routes
-                self.routed = routes
+                self.routed, self.reachable = routes, set(routes)
                 self.publishing = False
 
     async def _keep_told(self) -> None:
@@ -529,7 +537,7 @@ class CapacityWorkflow:
         lines += ["", "| provisioned model | units | status | whose | gets calls |", "|---|---|---|---|---|"]
         lines += [
             f"| {quoted(model.name)} | {model.units} | {model.status} | {'ours' if model.ours else 'not ours'} "
-            f"| {'yes' if model.arn in (self.routed or {}) else 'no'} |"
+            f"| {'yes' if model.arn in self.routed else 'no'} |"
             for model in self.fleet.values()
         ]
         lines += ["", f"**Doing**: {self._doing()}"]
