@@ -115,7 +115,7 @@ class Times:
             return Toned(absent, "quiet")
         utc = at.astimezone(ZoneInfo("UTC"))
         exact = f".{utc.microsecond // 100_000}" if self.clock.speed > 1 else ""
-        return Stamp(self.tokyo(at), f"{utc:%H:%M:%S}{exact} UTC")
+        return Stamp(self.tokyo(at), f"{utc:%a %H:%M:%S}{exact} UTC")
 
     def lasting(self, real: timedelta) -> str:
         """A duration in business time, and the real one where time is compressed."""
@@ -251,14 +251,15 @@ class _Report:
     def facts(self) -> list[tuple[str, str]]:
         record = self.record
         recovered = self.since_opening(record.recovered_at) if record.recovered_at else "not recovered"
-        end = record.closed_at or self.as_of
+        capacity = [("Extra capacity", "none bought")]
+        if record.units_bought:
+            capacity = [("Extra capacity", self.unit_hours()), ("Cost of it", self.price())]
         return [
             ("Severity", record.severity),
             ("Time to mitigate", self.mitigated()),
             ("Time to recover", recovered),
-            ("Open for", self.since_opening(end)),
-            ("Extra capacity", self.unit_hours()),
-            ("Cost of it", self.price()),
+            ("Open for", self.since_opening(self.as_of)),
+            *capacity,
             ("Acknowledged by", record.acknowledged_by or "nobody"),
         ]
 

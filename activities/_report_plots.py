@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from itertools import groupby
+from textwrap import shorten
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +231,8 @@ def _figure(
 _WIDTH_IN, _LEFT_IN, _RIGHT_IN, _ROW_IN, _PANEL_IN, _GAP_IN, _BOTTOM_IN = 10.0, 0.75, 1.75, 0.19, 1.55, 0.42, 0.6
 _LETTER_IN = 0.073
 """Width of a letter of a mark's label, on the safe side."""
+_LETTERS = 80
+"""Of one label, at most."""
 
 
 def _lay_out(figure: Figure, rows: int) -> None:
@@ -267,7 +270,7 @@ def _draw_marks(
     for _, together in groupby(reversed(shown), key=column):
         group = list(together)[::-1]
         first = group[0]
-        text = ", ".join(dict.fromkeys(mark.text for mark in group))
+        text = shorten(", ".join(dict.fromkeys(mark.text for mark in group)), _LETTERS, placeholder=" …")
         at = column(first)
         row = 1 + max((other_row for other_at, other_row in taken if other_at <= at + len(text) + 1), default=-1)
         taken.append((at, row))

@@ -136,7 +136,7 @@ def markdown(value: Any) -> Any:
 
 def _html_cell(cell: Cell) -> Markup:
     if isinstance(cell, Stamp):
-        return Markup('<span class="stamp">{}<small>{}</small></span>').format(cell.tokyo, cell.utc)
+        return Markup('<span class="stamp">{} <small>{}</small></span>').format(cell.tokyo, cell.utc)
     if isinstance(cell, Toned):
         return Markup('<span class="{}">{}</span>').format(cell.tone, clean(cell.text))
     return Markup("{}").format(clean(cell))
