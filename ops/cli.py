@@ -1,0 +1,421 @@
+"""`runbooks`: the command line. It only presents what `ops/service.py` does.
+
+What takes long to import is imported by the command that needs it, so that help and usage errors come at once.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from domain.messages import UpdateResult
+    from ops.service import OpsError, OpsService
+    from workers.settings import Settings
+
+WATCH_EVERY_SECONDS = 1.0
+INTERRUPTED = 130
+
+EXIT_CODES = """Exit codes:
+
+\b
+0    done
+1    unexpected, or a stack that failed
+2    wrong usage
+3    no such incident
+4    denied: no token or a wrong one, or not your role
+5    not possible: the incident is over, or refuses
+6    Temporal or its worker does not answer
+130  interrupted"""
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Durable, reversible, people-approved incident runbooks for MangaAssist.",
+    epilog=EXIT_CODES,
+)
+incident = typer.Typer(
+    no_args_is_help=True, help="Look at incidents, and decide: list, show, approve and more.", epilog=EXIT_CODES
+)
+app.add_typer(incident, name="incident")
+
+
+@app.callback()
+def _top() -> None:
+    """Typer takes the help from `app`."""
+
+
+_LEVERS = "model_routing, cache_ttl_seconds or capacity"
+
+
+def _duration(text: str | timedelta) -> timedelta:
+    if isinstance(text, timedelta):
+        return text
+    from ops.service import OpsError, parse_duration
+
+    try:
+        return parse_duration(text)
+    except OpsError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _lever(text: str) -> str:
+    from domain.incident import LeverName
+
+    if text not in set(LeverName):
+        raise typer.BadParameter(f"there is no lever {text!r}; there are {_LEVERS}.")
+    return text
+
+
+Key = Annotated[str, typer.Argument(metavar="INCIDENT", help="Key or id, e.g. bedrock-throttle:sonnet.")]
+Run = Annotated[str | None, typer.Option("--run", help="Run id of an earlier incident with that key.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else, errors included.")]
+Why = Annotated[str, typer.Option("--why", help="Why, in a few words; it stays in the record.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        help="File with your token. Without it: RUNBOOKS_TOKEN (the token itself), then RUNBOOKS_TOKEN_FILE.",
+    ),
+]
+
+
+@incident.command("list")
+def list_(
+    closed_within: Annotated[
+        timedelta,
+        typer.Option(parser=_duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
+    ] = timedelta(hours=24),
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Open incidents and recently closed ones, with what each waits for."""
+
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        rows = await service.list_incidents(closed_within, limit)
+        if as_json:
+            _print_json([row.model_dump(mode="json") for row in rows])
+            return 0
+        from ops.views import Times, console, incident_table, span
+
+        if rows:
+            console().print(incident_table(rows, Times(datetime.now(UTC), settings.clock)))
+        else:
+            console().print(f"No incident is open, and none was closed within {span(closed_within)}.")
+        return 0
+
+    _run(work, as_json)
+
+
+@incident.command()
+def show(
+    key: Key,
+    run: Run = None,
+    whole: Annotated[bool, typer.Option("--all", help="The whole timeline, not only its end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """One incident: what is wrong, what was changed, who is waited for, what comes next."""
+
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        found = await service.get(key, run)
+        if as_json:
+            _print_json(found.model_dump(mode="json"))
+            return 0
+        from ops.views import Times, console, incident_view
+
+        capacity = await _capacity(service, found.record.model)
+        times = Times(datetime.now(UTC), settings.clock)
+        console().print(incident_view(found, times, capacity, whole_timeline=whole))
+        return 0
+
+    _run(work, as_json)
+
+
+@incident.command()
+def watch(key: Key, as_json: Json = False) -> None:
+    """Follow one incident until it is over; Ctrl-C ends only the watching.
+
+    On a terminal the view is kept up to date; otherwise a line is printed for each change (with --json: the incident
+    as one line of JSON for each change).
+    """
+    try:
+        _run(lambda service, settings: _watch(service, settings, key, as_json), as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+async def _watch(service: "OpsService", settings: "Settings", key: str, as_json: bool) -> int:
+    from rich.live import Live
+
+    from ops.service import Incident
+    from ops.views import Times, cleaned, console, incident_view, timeline_line
+
+    out = console()
+    live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal and not as_json else None
+    last: Incident | None = None
+    seen: set[tuple[datetime, str]] = set()
+
+    def changed(found: Incident, times: Times) -> None:
+        if as_json:
+            _print_json(found.model_dump(mode="json"), indent=None)
+            return
+        record = cleaned(found.record)
+        for entry in record.timeline:
+            if (entry.at, entry.text) not in seen:
+                seen.add((entry.at, entry.text))
+                out.print(timeline_line(entry, times), soft_wrap=True)
+        if record.waiting_for and (last is None or found.record.waiting_for != last.record.waiting_for):
+            out.print(f"{times.at(times.now)}  now      waiting for {record.waiting_for}", soft_wrap=True)
+
+    run_id: str | None = None
+    with live or nullcontext():
+        while True:
+            found = await _try_get(service, key, run_id) if run_id else await service.get(key)
+            times = Times(datetime.now(UTC), settings.clock)
+            if found is not None:
+                run_id = found.record.run_id
+                if live is not None:
+                    live.update(incident_view(found, times, await _capacity(service, found.record.model)), refresh=True)
+                elif found != last:
+                    changed(found, times)
+                last = found
+                if found.ended is not None:
+                    break
+            await asyncio.sleep(WATCH_EVERY_SECONDS)
+    if not as_json:
+        out.print(incident_view(found, times, whole_timeline=live is not None))
+    return 0
+
+
+async def _try_get(service: "OpsService", key: str, run_id: str) -> Any:
+    """None, with a word on stderr, while nobody answers: a watch outlives a restart of the worker or the server."""
+    from ops.service import ExitCode, OpsError
+
+    try:
+        return await service.get(key, run_id)
+    except OpsError as error:
+        if error.exit_code is not ExitCode.UNREACHABLE:
+            raise
+        from ops.views import console, plain
+
+        console(stderr=True).print(f"{plain(error.message)} Still trying.", style="yellow")
+        return None
+
+
+@incident.command()
+def approve(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Approve the way back: levers are released in stages, each one guarded and watched."""
+    _decide(lambda service, token: service.approve(key, token, why), token_file, as_json)
+
+
+@incident.command()
+def reject(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Keep the levers for now; the incident goes on waiting."""
+    _decide(lambda service, token: service.reject(key, token, why), token_file, as_json)
+
+
+@incident.command()
+def extend(
+    key: Key,
+    why: Why,
+    by: Annotated[
+        timedelta, typer.Option(parser=_duration, metavar="DURATION", help="How much longer, e.g. 45m, 2h, 1h30m.")
+    ],
+    lever: Annotated[
+        str | None,
+        typer.Option(parser=_lever, metavar="LEVER", help=f"One lever: {_LEVERS}. Default: all that are held."),
+    ] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Hold one lever, or all of them, longer than their maximum hold."""
+
+    _decide(lambda service, token: service.extend(key, token, why, by, lever), token_file, as_json)
+
+
+@incident.command()
+def release(
+    key: Key,
+    lever: Annotated[str, typer.Argument(parser=_lever, metavar="LEVER", help=_LEVERS)],
+    why: Why,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Release one lever now, ahead of the rest."""
+
+    _decide(lambda service, token: service.release(key, token, why, lever), token_file, as_json)
+
+
+@incident.command()
+def abort(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Stop the automation and give everything back; needs an approver while the service has not recovered."""
+    _decide(lambda service, token: service.abort(key, token, why), token_file, as_json)
+
+
+@incident.command()
+def acknowledge(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Say that you are looking at it."""
+    _decide(lambda service, token: service.acknowledge(key, token, why), token_file, as_json)
+
+
+@incident.command()
+def report(key: Key, run: Run = None, as_json: Json = False) -> None:
+    """Write the report as things stand now, for a running incident too, and say where it lies."""
+
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        written = await service.report(key, run)
+        if as_json:
+            _print_json(written.model_dump(mode="json"))
+        else:
+            print(written.html_path)
+            print(written.markdown_path)
+        return 0
+
+    _run(work, as_json)
+
+
+def main() -> NoReturn:
+    """The one place where each command ends.
+
+    A process that used a Temporal client often crashes while the interpreter shuts down, after its work is done:
+    it leaves without that, so that its exit code is its own.
+    """
+    try:
+        if sys.argv[1:2] != ["incident"]:
+            _add_stack_commands()
+        app()
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+# ---------------------------------------------------------------- inside
+
+
+def _add_stack_commands() -> None:
+    """`dev` and `demo` bring all that a stack needs, which nobody should wait for who only looks at an incident."""
+    from ops.demo import demo
+    from ops.dev import dev
+
+    app.command()(dev)
+    app.command()(demo)
+
+
+def _run(work: "Callable[[OpsService, Settings], Coroutine[Any, Any, int]]", as_json: bool) -> None:
+    """Connect, do `work`, end with its exit code or with that of what went wrong."""
+    from ops.service import OpsError, OpsService
+
+    async def connected() -> int:
+        settings = _settings()
+        return await work(await OpsService.connect(settings), settings)
+
+    try:
+        code = asyncio.run(connected())
+    except OpsError as error:
+        _fail(error, as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+def _decide(
+    action: "Callable[[OpsService, str | None], Coroutine[Any, Any, UpdateResult]]",
+    token_file: Path | None,
+    as_json: bool,
+) -> None:
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        from ops.service import EXIT_CODES_OF_OUTCOMES
+        from ops.views import console, plain
+
+        result = await action(service, _token(token_file, settings))
+        if as_json:
+            _print_json(result.model_dump(mode="json"))
+        else:
+            style = "green" if result.outcome in ("accepted", "already-done") else "bold red"
+            console().print(f"{result.outcome}: {plain(result.message)}", style=style, soft_wrap=True)
+        return EXIT_CODES_OF_OUTCOMES[result.outcome]
+
+    _run(work, as_json)
+
+
+def _settings() -> "Settings":
+    from pydantic import ValidationError
+
+    from ops.service import ExitCode, OpsError
+    from workers.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"RUNBOOKS_{'_'.join(map(str, first['loc']))}".upper()
+        raise OpsError(f"{name}: {first['input']!r} is not allowed.", f"{first['msg']}.", ExitCode.USAGE) from None
+
+
+def _token(token_file: Path | None, settings: "Settings") -> str | None:
+    from ops.service import ExitCode, OpsError
+
+    if token_file is None and (token := os.environ.get("RUNBOOKS_TOKEN")):
+        return token
+    path = token_file or settings.token_file
+    if path is None:
+        return None
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise OpsError(
+            f"Token file {path}: {reason}.", "Give the file with your token as --token-file.", ExitCode.DENIED
+        ) from None
+
+
+async def _capacity(service: "OpsService", model: str | None) -> Any:
+    """The capacity's state beside an incident, if there is any."""
+    from ops.service import OpsError
+
+    if model is None:
+        return None
+    try:
+        return await service.capacity_state(model)
+    except OpsError:
+        return None
+
+
+def _print_json(value: Any, indent: int | None = 2) -> None:
+    """ASCII only, so that hostile text is inert even on a terminal."""
+    print(json.dumps(value, indent=indent), flush=True)
+
+
+def _fail(error: "OpsError", as_json: bool) -> NoReturn:
+    if as_json:
+        said = {"message": error.message, "next_step": error.next_step, "exit_code": int(error.exit_code)}
+        _print_json({"error": said})
+    else:
+        from ops.views import console, plain
+
+        out = console(stderr=True)
+        out.print(plain(error.message), style="bold red", soft_wrap=True)
+        out.print(plain(error.next_step), soft_wrap=True)
+    raise typer.Exit(int(error.exit_code)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""How an incident looks in a terminal, for somebody who was asleep a minute ago.
+
+Consoles are made by `console`: nothing in a text is ever taken for Rich markup. Text from outside goes through
+`plain`, so that it cannot move the cursor, change colours or turn the direction of writing.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from domain.capacity import DemandKind
+from domain.clock import RehearsalClock
+from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry
+from domain.messages import CapacityState
+from ops.service import Incident, IncidentRow
+
+M = TypeVar("M", bound=BaseModel)
+
+TOKYO = ZoneInfo("Asia/Tokyo")
+SHOWN_TIMELINE = 12
+
+_PHASE_STYLES = {
+    Phase.TRIAGE: "bold red",
+    Phase.MITIGATING: "bold red",
+    Phase.VERIFYING: "bold yellow",
+    Phase.AWAITING_DECISION: "bold magenta",
+    Phase.REVERTING: "bold cyan",
+    Phase.CLEANUP: "bold cyan",
+    Phase.SNOOZED: "dim",
+    Phase.CLOSED: "bold green",
+}
+_LEVER_STYLES = {
+    LeverStatus.APPLYING: "yellow",
+    LeverStatus.IN_FORCE: "bold magenta",
+    LeverStatus.FAILED: "bold red",
+    LeverStatus.RELEASING: "cyan",
+    LeverStatus.RELEASED: "green",
+    LeverStatus.NOT_NEEDED: "dim",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes no text for markup, emoji codes or things to highlight."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def plain(text: str) -> str:
+    """`text` without control, format and unassigned characters; line breaks and tabs become spaces."""
+    spaced = " ".join(text.split())
+    return "".join(char if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Cn") else "\N{REPLACEMENT CHARACTER}"
+                   for char in spaced)  # fmt: skip
+
+
+def cleaned(model: M) -> M:
+    """`model` with every text in it `plain`."""
+    return type(model).model_validate(_cleaned(model.model_dump()))
+
+
+def _cleaned(value: Any) -> Any:
+    if type(value) is str:
+        return plain(value)
+    if isinstance(value, dict):
+        return {_cleaned(name): _cleaned(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cleaned(item) for item in value)
+    return value
+
+
+def span(duration: timedelta) -> str:
+    """A length of time in its two largest units."""
+    seconds = round(abs(duration.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s" if minutes < 10 and seconds else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+class Times:
+    """Says when something is, against one `now`; with the business time where a rehearsal has its own."""
+
+    def __init__(self, now: datetime, clock: RehearsalClock) -> None:
+        self.now = now
+        self._clock = clock
+
+    def at(self, moment: datetime) -> str:
+        """The time of day here, with the date unless it is today."""
+        local = moment.astimezone()
+        today = local.date() == self.now.astimezone().date()
+        return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
+
+    def ago(self, moment: datetime) -> str:
+        """E.g. `3 min ago`, `in 20 s`."""
+        return f"in {span(moment - self.now)}" if moment > self.now else f"{span(self.now - moment)} ago"
+
+    def both(self, moment: datetime) -> str:
+        """The time of day and how long ago or ahead."""
+        return f"{self.at(moment)} ({self.ago(moment)})"
+
+    def business(self, moment: datetime) -> str | None:
+        """The business time at `moment` in Tokyo; None when it is the real one."""
+        if self._clock == RehearsalClock():
+            return None
+        return self._clock.business(moment).astimezone(TOKYO).strftime("%a %H:%M Tokyo")
+
+
+def incident_table(rows: Iterable[IncidentRow], times: Times) -> Table:
+    """A list of incidents."""
+    table = _table("incident", "phase", "severity", "cause", "opened", "waiting for")
+    for row in map(cleaned, rows):
+        over = f"closed {times.both(row.closed_at)}" if row.closed_at else ""
+        if row.ended not in (None, "completed"):
+            over = f"{row.ended}! {over}"
+        table.add_row(
+            Text(row.key, "bold"),
+            _phase(row.phase),
+            row.severity,
+            row.cause or "-",
+            times.both(row.opened_at),
+            row.waiting_for or over or "-",
+        )
+    return table
+
+
+def incident_view(
+    incident: Incident, times: Times, capacity: CapacityState | None = None, *, whole_timeline: bool = False
+) -> RenderableType:
+    """Everything about one incident, the most urgent first."""
+    record = cleaned(incident.record)
+    parts: list[RenderableType] = [_head(record, incident.ended, times)]
+    if record.levers:
+        parts.append(_levers(record.levers, times))
+    if record.recovery_checks:
+        parts.append(_recovery(record.recovery_checks, times))
+    facts = [*record.effects]
+    if capacity is not None:
+        facts.append(_capacity(cleaned(capacity)))
+    if record.recovery:
+        facts.append(f"Recovery: {record.recovery}. {record.recovery_detail}".strip())
+    parts += [Text(f"  {fact}") for fact in facts]
+    if record.decisions:
+        parts.append(Text("\nDecisions", "bold"))
+        parts += [
+            Text(f"  {times.at(item.at)}  {item.who}: {item.action}, {item.outcome} ({item.message})  “{item.why}”")
+            for item in record.decisions
+        ]
+    parts += _section("Still held", record.still_held) + _section("To do", record.to_do)
+    shown = record.timeline if whole_timeline else record.timeline[-SHOWN_TIMELINE:]
+    if shown:
+        hidden = len(record.timeline) - len(shown)
+        parts.append(Text("\nWhat happened" + (f" (the last {len(shown)}; --all shows {hidden} more)" * bool(hidden)),
+                          "bold"))  # fmt: skip
+        parts += [Text(f"  {timeline_line(entry, times)}") for entry in shown]
+    if record.phase is Phase.AWAITING_DECISION and incident.ended is None:
+        parts.append(Text("\n" + how_to_decide(record.key), "magenta"))
+    if record.report_path:
+        parts.append(Text(f"\nReport: {record.report_path}"))
+    return Group(*parts)
+
+
+def timeline_line(entry: TimelineEntry, times: Times) -> str:
+    """One line of the incident's history. `entry` comes from a cleaned record."""
+    business = times.business(entry.at)
+    who = f"{entry.who}: " if entry.who else ""
+    return f"{times.at(entry.at)}{f' [{business}]' if business else ''}  {entry.kind:<8} {who}{entry.text}"
+
+
+def how_to_decide(key: str) -> str:
+    """The commands that answer an incident which waits for a decision."""
+    return "\n".join(
+        f'  runbooks incident {command} {key} --why "..."{options:<10}  {meaning}'
+        for command, options, meaning in (
+            ("approve", "", "let the staged way back begin"),
+            ("reject", "", "keep the levers for now"),
+            ("extend", " --by 2h", "hold the levers longer"),
+        )
+    )
+
+
+def _head(record: IncidentRecord, ended: str | None, times: Times) -> Text:
+    head = Text()
+    head.append(record.phase.upper().replace("-", " "), _PHASE_STYLES[record.phase])
+    head.append(f"  {record.severity}  ")
+    head.append(record.key, "bold")
+    business = times.business(record.opened_at)
+    head.append(f"\n  opened       {times.both(record.opened_at)}" + (f", {business}" if business else ""))
+    if ended is not None and record.phase is not Phase.CLOSED:
+        head.append(f"\n  its workflow was {ended} before the incident was closed: what it holds lapses by itself; "
+                    "check the knobs and the capacity", "bold red")  # fmt: skip
+    state = "on" if record.alarm_on else "off"
+    head.append(f"\n  alarm        {record.alarm.alarm_name} ({state}, told {record.alarm_times} times)")
+    if record.alarm.reason:
+        head.append(f"\n               {record.alarm.reason}")
+    if record.diagnosis:
+        head.append(f"\n  cause        {record.diagnosis.sentence}")
+    if record.acknowledged_by:
+        head.append(f"\n  seen by      {record.acknowledged_by}")
+    if record.closed_at:
+        head.append(f"\n  closed       {times.both(record.closed_at)}")
+    elif record.waiting_for:
+        head.append("\n  waiting for  ").append(record.waiting_for, "bold")
+    if record.next_step:
+        when = f", {times.both(record.next_at)}" if record.next_at else ""
+        head.append(f"\n  next         {record.next_step}{when}")
+    if record.outcome:
+        head.append(f"\n  outcome      {record.outcome}")
+    return head
+
+
+def _levers(levers: list[Lever], times: Times) -> Table:
+    table = _table("lever", "before → after", "state", "since", "at most until", "detail")
+    for lever in levers:
+        since = lever.released_at or lever.landed_at or lever.applied_at
+        held = lever.status in (LeverStatus.APPLYING, LeverStatus.IN_FORCE, LeverStatus.RELEASING)
+        table.add_row(
+            lever.name,
+            f"{lever.before} → {lever.after}",
+            Text(lever.status, _LEVER_STYLES[lever.status]),
+            times.at(since) if since else "-",
+            times.both(lever.hold_until) if held and lever.hold_until else "-",
+            lever.detail or lever.why,
+        )
+    return table
+
+
+def _recovery(checks: list[RecoveryCheck], times: Times) -> Table:
+    table = _table("recovery", "now", "target", "met since")
+    for check in checks:
+        met = f"yes, {times.both(check.since)}" if check.since else "yes"
+        table.add_row(
+            check.name,
+            "no data" if check.value is None else f"{_number(check.value)} {check.unit}",
+            f"{_number(check.target)} {check.unit}",
+            Text(met, "green") if check.met else Text("no", "bold red"),
+        )
+    return table
+
+
+def _capacity(state: CapacityState) -> str:
+    emergency = [demand for demand in state.demands if demand.kind is DemandKind.EMERGENCY]
+    asked = "; ".join(f"{demand.units} units for {demand.asked_by}" for demand in emergency) or "nobody asks for more"
+    doing = f" {state.doing}" if state.doing else ""
+    error = f" Last error: {state.last_error}" if state.last_error else ""
+    return f"Capacity of {state.model}: {state.units_in_service} units in service, {state.desired_units} wanted ({asked}).{doing}{error}"  # noqa: E501
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _section(title: str, lines: list[str]) -> list[RenderableType]:
+    return [Text(f"\n{title}", "bold"), *(Text(f"  - {line}") for line in lines)] if lines else []
+
+
+def _phase(phase: str) -> Text:
+    return Text(phase, _PHASE_STYLES.get(Phase(phase), "") if phase in set(Phase) else "")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
