@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from activities.settings import ConfigurationError
 from ops.servers import ServerNotFound
 from ops.stack import TOKYO, Stack, StackError, StackOptions
 from ops.supervisor import ChildFailed
@@ -53,7 +55,7 @@ def dev(
             business_start=_moment(business_start) if business_start else None,
         )
         asyncio.run(_run(options, console))
-    except (StackError, ServerNotFound, ChildFailed, TokenRefused) as error:
+    except (StackError, ServerNotFound, ChildFailed, TokenRefused, ConfigurationError, ValidationError) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 

@@ -24,13 +24,16 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 
+from activities.settings import load_policy
+from domain.clock import RehearsalClock
 from domain.messages import SEARCH_ATTRIBUTES
 from domain.people import Role
-from domain.policy import Policy
 from ops import namespace, servers
 from ops.supervisor import ChildSpec, Say, Supervisor
 from ops.tokens import issue
+from workers.settings import Settings
 from workers.tokens import read_key
 
 T = TypeVar("T")
@@ -42,6 +45,8 @@ SHORTEST_METRIC_PERIOD = timedelta(seconds=1)
 """The simulator's alarms and metrics take no shorter periods."""
 TOKEN_LIFETIME = timedelta(hours=12)
 
+_DRAIN = timedelta(seconds=20)
+"""Longer than the worker's own graceful shutdown."""
 _PYTHON_ROOT = Path(__file__).resolve().parents[1]
 _USUAL_PORTS = {"Temporal": 7233, "Temporal UI": 8233, "Redis": 6379, "AWS simulator": 5566}
 # Below the ports that systems hand out to outgoing connections, so that none is taken between choice and use.
@@ -69,8 +74,6 @@ class StackOptions:
     """Business seconds in one real second while the simulator is ours."""
     business_start: datetime | None = None
     """None: `BEFORE_RELEASE` ahead of the next Monday 00:00 in Tokyo."""
-    metric_period: timedelta = Policy().metrics.period
-    """The policy's, before it is divided by `speed`."""
     usual_ports: bool = True
     """Take the ports people know when they are free; otherwise any."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -126,7 +129,7 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         if self.own_simulator:
-            _check_speed(self.options.speed, self.options.metric_period)
+            _check_speed(self.options)
         self._prepare_folder()
         self._choose_addresses()
         self._supervisor = Supervisor(self.log_dir, self._say)
@@ -287,12 +290,15 @@ class Stack:
         """What was given must answer, and know our search attributes."""
         options = self.options
         if options.temporal_address is not None:
+            named = Settings().temporal_namespace
             try:
-                await servers.temporal_ready(options.temporal_address)
-                client = await Client.connect(options.temporal_address)
+                await servers.temporal_ready(options.temporal_address, named)
+                client = await Client.connect(options.temporal_address, namespace=named)
                 added = await namespace.register_search_attributes(client, SEARCH_ATTRIBUTES)
-            except RuntimeError as error:
-                raise StackError(f"Temporal at {options.temporal_address} does not answer: {error}") from error
+            except (RuntimeError, RPCError) as error:
+                raise StackError(
+                    f"Temporal at {options.temporal_address}, namespace {named}, cannot be used: {error}"
+                ) from error
             if added:
                 self._say(f"registered search attributes at {options.temporal_address}: {', '.join(added)}")
         if options.redis_url is not None:
@@ -313,6 +319,8 @@ class Stack:
             "RUNBOOKS_ROSTER_FILE": str(self.state_dir / "roster.yaml"),
             "RUNBOOKS_TOKEN_FILE": str(self.tokens[Role.APPROVER]),
         }
+        if self.options.temporal_address is None:
+            env["RUNBOOKS_TEMPORAL_NAMESPACE"] = "default"
         if addresses.temporal_ui is not None:
             env["RUNBOOKS_TEMPORAL_UI_URL"] = addresses.temporal_ui
         if addresses.aws_endpoint_url is not None:
@@ -359,7 +367,13 @@ def simulator(stack: Stack) -> list[ChildSpec]:
 def control_plane(stack: Stack) -> list[ChildSpec]:
     """The runbook worker and the alarm intake."""
     return [
-        ChildSpec(name=name, command=_python(module), env=stack.process_env(), ready=stack.ready_file(name))
+        ChildSpec(
+            name=name,
+            command=_python(module),
+            env=stack.process_env(),
+            ready=stack.ready_file(name),
+            stop_within=_DRAIN,
+        )
         for name, module in (("worker", "workers.runbook_worker"), ("intake", "workers.intake"))
     ]
 
@@ -370,11 +384,13 @@ def before_next_release(now: datetime) -> datetime:
     return today + timedelta(days=7 - today.weekday()) - BEFORE_RELEASE
 
 
-def _check_speed(speed: float, metric_period: timedelta) -> None:
-    if speed < 1 or metric_period / speed < SHORTEST_METRIC_PERIOD:
+def _check_speed(options: StackOptions) -> None:
+    file = options.env.get("RUNBOOKS_POLICY_FILE", Settings().policy_file)
+    period = load_policy(Path(file) if file else None, RehearsalClock()).metrics.period
+    if options.speed < 1 or period / options.speed < SHORTEST_METRIC_PERIOD:
         raise StackError(
-            f"speed {speed:g}: from 1 to {metric_period / SHORTEST_METRIC_PERIOD:g} is allowed, because the policy's "
-            f"metrics.period of {metric_period.total_seconds():g} s, divided by it, must be at least "
+            f"speed {options.speed:g}: from 1 to {period / SHORTEST_METRIC_PERIOD:g} is allowed, because the policy's "
+            f"metrics.period of {period.total_seconds():g} s, divided by it, must be at least "
             f"{SHORTEST_METRIC_PERIOD.total_seconds():g} s"
         )
 

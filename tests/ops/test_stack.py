@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -196,10 +195,10 @@ import asyncio, sys
 from pathlib import Path
 import test_stack
 from ops import dev, stack
-folder = Path(sys.argv[1])
+folder, intake = Path(sys.argv[1]), sys.argv[2]
 stack.simulator = lambda _: []
 stack.control_plane = lambda _: [
-    test_stack.stand_in(folder, "worker", test_stack.STUBBORN), test_stack.stand_in(folder, "intake")]
+    test_stack.stand_in(folder, "worker", test_stack.STUBBORN), test_stack.stand_in(folder, "intake", intake)]
 options = test_stack.options(folder)
 from rich.console import Console
 asyncio.run(dev._run(options, Console()))
@@ -207,16 +206,18 @@ asyncio.run(dev._run(options, Console()))
 
 
 @contextlib.asynccontextmanager
-async def driver(folder: Path) -> AsyncIterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
+async def driver(
+    folder: Path, until_said: str = "Ctrl-C stops everything", intake: str = STAND_IN
+) -> AsyncIterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
     """`runbooks dev` with stand-ins in a process of its own, and all the processes that it started."""
     process = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder)],
+        [sys.executable, "-c", DRIVER, str(folder), intake],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
         stdout=(folder / "out").open("w"),
         stderr=subprocess.STDOUT,
     )
     try:
-        await until(lambda: "Ctrl-C stops everything" in (folder / "out").read_text(), 30)
+        await until(lambda: until_said in (folder / "out").read_text(), 30)
         started = psutil.Process(process.pid).children(recursive=True)
         yield process, started
     finally:
@@ -236,6 +237,15 @@ async def test_a_signal_leaves_no_process(tmp_path: Path, number: int) -> None:
         out = (tmp_path / "out").read_text()
         assert "worker did not stop within 1 s: killed" in out
         assert out.endswith("stopped\n")
+
+
+async def test_a_signal_while_starting_leaves_no_process(tmp_path: Path) -> None:
+    never_ready = STAND_IN.replace(".touch()", "")
+    async with driver(tmp_path, until_said="worker is ready", intake=never_ready) as (process, started):
+        process.send_signal(signal.SIGINT)
+        await until(lambda: process.poll() is not None)
+        assert process.returncode == 0
+        await until(lambda: all_gone(started), 2)
 
 
 @pytest.mark.parametrize("watchdogs_too", [False, True])
@@ -280,12 +290,25 @@ async def test_given_addresses_win(tmp_path: Path) -> None:
     [
         ({"speed": 61.0}, r"speed 61: from 1 to 60 is allowed.*metrics.period of 60 s"),
         ({"speed": 0.5}, "speed 0.5: from 1 to 60"),
-        ({"temporal_address": "127.0.0.1:1", "redis_url": "redis://127.0.0.1:1/0"}, "Temporal at 127.0.0.1:1"),
+        (
+            {"temporal_address": "127.0.0.1:1", "redis_url": "redis://127.0.0.1:1/0"},
+            "Temporal at 127.0.0.1:1, namespace default, cannot be used",
+        ),
+        ({"redis_url": "redis://127.0.0.1:1/0"}, "Redis at redis://127.0.0.1:1/0 does not answer"),
     ],
 )
 async def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
     with pytest.raises(StackError, match=expected):
         async with Stack(options(tmp_path, **changes), say=print, processes=[]):
+            pass
+
+
+async def test_the_fastest_speed_follows_the_policy(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("metrics: {period: PT10M}\n")
+    chosen = options(tmp_path, speed=601.0, env={"RUNBOOKS_POLICY_FILE": str(policy)})
+    with pytest.raises(StackError, match="from 1 to 600 is allowed"):
+        async with Stack(chosen, processes=[]):
             pass
 
 
