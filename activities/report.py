@@ -131,7 +131,7 @@ def markdown(value: Any) -> Any:
         return value
     text = re.sub(r"[\\`*\[\]<>|&~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", clean(value))
     text = re.sub(r"(?i)(?=://)|(?<=www)(?=\.)", r"\\", text)
-    return re.sub(r"^(?=[#+=-])|^(\d+)(?=[.)])", r"\1\\", text)
+    return re.sub(r"^(?=[#+=-])|^(\d+)(?=[.)](?:\s|$))", r"\1\\", text)
 
 
 def _html_cell(cell: Cell) -> Markup:
