@@ -39,8 +39,8 @@ from workers.tokens import read_key
 T = TypeVar("T")
 
 TOKYO = ZoneInfo("Asia/Tokyo")
-BEFORE_RELEASE = timedelta(minutes=5)
-"""A rehearsal begins so much business time before Monday 00:00 in Tokyo, when the weekly release comes out."""
+TO_START = timedelta(seconds=10)
+"""Real time from the start of the rehearsal's clock to the weekly release: enough for our processes to be ready."""
 SHORTEST_METRIC_PERIOD = timedelta(seconds=1)
 """The simulator's alarms and metrics take no shorter periods."""
 TOKEN_LIFETIME = timedelta(hours=12)
@@ -73,7 +73,7 @@ class StackOptions:
     speed: float = 60
     """Business seconds in one real second while the simulator is ours."""
     business_start: datetime | None = None
-    """None: `BEFORE_RELEASE` ahead of the next Monday 00:00 in Tokyo."""
+    """None: `TO_START` (in real time) ahead of the next Monday 00:00 in Tokyo."""
     usual_ports: bool = True
     """Take the ports people know when they are free; otherwise any."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -327,7 +327,7 @@ class Stack:
             env["RUNBOOKS_AWS_ENDPOINT_URL"] = addresses.aws_endpoint_url
         if self.own_simulator:
             real_start = datetime.now(UTC)
-            business_start = self.options.business_start or before_next_release(real_start)
+            business_start = self.options.business_start or before_next_release(real_start, self.options.speed)
             env |= {
                 "AWS_ACCESS_KEY_ID": "simulator",
                 "AWS_SECRET_ACCESS_KEY": "simulator",
@@ -378,10 +378,10 @@ def control_plane(stack: Stack) -> list[ChildSpec]:
     ]
 
 
-def before_next_release(now: datetime) -> datetime:
-    """`BEFORE_RELEASE` ahead of the next Monday 00:00 in Tokyo."""
+def before_next_release(now: datetime, speed: float) -> datetime:
+    """The business time at which a rehearsal begins, so that Monday 00:00 in Tokyo comes after `TO_START`."""
     today = now.astimezone(TOKYO).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today + timedelta(days=7 - today.weekday()) - BEFORE_RELEASE
+    return today + timedelta(days=7 - today.weekday()) - TO_START * speed
 
 
 def _check_speed(options: StackOptions) -> None:

@@ -103,6 +103,20 @@ def plain(command: list[str]) -> tuple[str, ...]:
     return (sys.executable, *command[1:])
 
 
+@pytest.mark.parametrize("name", [name for name in OURS if name not in ENDS | {"simulator"}])
+async def test_a_process_of_ours_becomes_ready_and_stops(name: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(tmp_path, said.append)
+    command = plain(OURS[name]["command"])
+    # The stack starts the simulator, by its own command in the compose file.
+    assert SERVICES["simulator"]["command"] == ["python", "-m", "simulator"]
+    async with Stack(options(tmp_path), processes=[stack.simulator]) as running:
+        process = ChildSpec(name=name, command=command, env=running.process_env(), ready=tmp_path / "ready")
+        await supervisor.start(process)
+        await supervisor.stop()
+    assert said == [f"{name} is ready", f"stopping {name}"]
+
+
 async def test_the_namespace_is_prepared(tmp_path: Path) -> None:
     command = plain(OURS["namespace"]["command"])
     async with Stack(options(tmp_path), processes=[]) as running:
