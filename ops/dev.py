@@ -37,7 +37,7 @@ def dev(
     business_start: Annotated[
         str | None,
         typer.Option(
-            help="Business time at the start, ISO 8601, Tokyo unless it has an offset. Default: shortly before a Monday."
+            help="Business time at the start, ISO 8601, in Tokyo without an offset. Default: just before a Monday."
         ),
     ] = None,
 ) -> None:
