@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{help} (default {default}, or ${variable})",
         )
 
-    option("port", 5566, int, "port on 127.0.0.1; 0 takes a free one")
+    option("host", "127.0.0.1", str, "address to listen on")
+    option("port", 5566, int, "port to listen on; 0 takes a free one")
     option("scenario", "release-spike", str, "what the night brings", choices=["release-spike", "calm"])
     option("seed", 1, int, "of the traffic's noise")
     option("peak-multiplier", 5.0, float, "of the release spike")
@@ -149,13 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         clock = clock_of(os.environ)
         metric_period(Policy(), clock.speed)
-        config = AwsConfig(port=given.port, speed=clock.speed, region=places.get("aws_region", WorldOptions.aws_region))
+        region = places.get("aws_region", WorldOptions.aws_region)
+        config = AwsConfig(host=given.host, port=given.port, speed=clock.speed, region=region)
         aws = AwsSimulator(config, {"ready": control.ready, "traffic": control.traffic})
     except ValueError as error:
         parser.error(str(error))
     with aws:
         options = WorldOptions(
-            aws_endpoint_url=aws.endpoint_url,
+            aws_endpoint_url=aws.endpoint_url.replace("//0.0.0.0:", "//127.0.0.1:"),
             seed=given.seed,
             release_spike=given.scenario == "release-spike",
             peak_multiplier=given.peak_multiplier,
