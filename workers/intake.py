@@ -86,6 +86,8 @@ GRACE = timedelta(seconds=8)
 MAX_REASON_CHARS = 256
 MAX_DEAD_LETTER_BYTES = 240 * 1024
 """Any queue takes 256 KiB, attributes included."""
+SUMMARY_NAME_CHARS = 60
+"""Temporal takes 400 bytes of summary as JSON, in which a character may need six."""
 MAX_THREADS = 16
 MODELS_MAX_AGE = timedelta(seconds=10)
 """How often the provisioned models may be listed when alarms name an unknown one."""
@@ -165,13 +167,13 @@ class Seen:
 class Key:
     """What Temporal has been told of one incident key. Whoever reads or writes it holds `lock`."""
 
-    target: IncidentTarget
+    name: str
     alarms: "OrderedDict[str, Seen]" = field(default_factory=OrderedDict)
     repeats: int = 0
     """Duplicates not yet counted in Temporal."""
     counted_at: float = -1e9
     """When the last count was sent, on the monotonic clock."""
-    reopens: AlarmChange | None = None
+    reopens: tuple[AlarmChange, IncidentTarget] | None = None
     """A repeat that is newer than what was delivered: should the incident be closed, this opens the next."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -192,15 +194,16 @@ class Incidents:
         self._task_queue = task_queue
         self._keys: OrderedDict[str, Key] = OrderedDict()
         self._outage = Outage("Temporal")
+        self._workers = Outage("the incidents' worker")
 
-    def key(self, target: IncidentTarget) -> Key:
-        """What is known of the target's key; the least recently used ones are forgotten."""
-        known = self._keys.setdefault(target.key, Key(target))
-        self._keys.move_to_end(target.key)
+    def _key(self, name: str) -> Key:
+        """What is known of a key; the least recently used ones are forgotten."""
+        known = self._keys.setdefault(name, Key(name))
+        self._keys.move_to_end(name)
         if len(self._keys) > MAX_KEYS:
             oldest = next(iter(self._keys.values()))
             if not oldest.lock.locked() and not oldest.repeats:
-                del self._keys[oldest.target.key]
+                del self._keys[oldest.name]
         return known
 
     async def deliver(self, change: AlarmChange, target: IncidentTarget) -> str:
@@ -212,11 +215,11 @@ class Incidents:
         Raises:
             RPCError: Temporal refuses this one; trying again would not help.
         """
-        known = self.key(target)
+        known = self._key(target.key)
         async with known.lock:
             seen = known.alarms.get(change.alarm_name)
             if seen and (change.state is seen.state or change.changed_at < seen.changed_at):
-                return await self._repeated(known, change, seen)
+                return await self._repeated(known, change, target, seen)
             if change.state is AlarmState.ALARM:
                 await self._start_or_join(target, change)
                 done = "signalled"
@@ -225,12 +228,12 @@ class Incidents:
             known.remember(change)
             return done
 
-    async def _repeated(self, known: Key, change: AlarmChange, seen: Seen) -> str:
+    async def _repeated(self, known: Key, change: AlarmChange, target: IncidentTarget, seen: Seen) -> str:
         if change.state is not AlarmState.ALARM or change.source == "reconcile":
             return "known"
         known.repeats += 1
         if change.state is seen.state and change.changed_at > seen.changed_at:
-            known.reopens = change
+            known.reopens = (change, target)
         if self._may_count(known):
             await self._send_count(known)
         return "counted"
@@ -238,9 +241,10 @@ class Incidents:
     async def _send_count(self, known: Key) -> None:
         known.counted_at = time.monotonic()
         count, reopens = known.repeats, known.reopens
-        if not await self._signal(known.target.key, ALARM_REPEATED, AlarmRepeats(count=count)) and reopens:
-            await self._start_or_join(known.target, reopens)
-            known.remember(reopens)
+        if not await self._signal(known.name, ALARM_REPEATED, AlarmRepeats(count=count)) and reopens:
+            change, target = reopens
+            await self._start_or_join(target, change)
+            known.remember(change)
         known.repeats, known.reopens = 0, None
 
     async def send_counts(self, *, all_of_them: bool = False) -> None:
@@ -256,60 +260,55 @@ class Incidents:
 
     async def is_missed(self, change: AlarmChange, target: IncidentTarget) -> bool:
         """Whether an alarm that CloudWatch says is on, is one that its incident has not heard of."""
-        known = self.key(target)
-        async with known.lock:
-            seen = known.alarms.get(change.alarm_name)
-            if seen and seen.state is not AlarmState.ALARM and change.changed_at <= seen.changed_at:
-                return False  # it went off after CloudWatch was asked
-            last = await self._last_run(target.key)
-            if last is None:
-                return True
-            if last.status is not WorkflowExecutionStatus.RUNNING:
-                # People were paged for it and closed the incident: only a new change pages again.
-                paged = target.runbook is None and last.close_time and last.close_time >= change.changed_at
-                return not paged
-            await self._recall(known)
-            if not known.alarms or any(alarm.state is AlarmState.ALARM for alarm in known.alarms.values()):
-                return False
-            return change.changed_at > max(alarm.changed_at for alarm in known.alarms.values())
+        known = self._key(target.key)
+        seen = known.alarms.get(change.alarm_name)
+        if seen and seen.state is not AlarmState.ALARM and change.changed_at <= seen.changed_at:
+            return False  # it went off after CloudWatch was asked
+        last = await self._last_run(target.key)
+        if last is None:
+            return True
+        if last.status is not WorkflowExecutionStatus.RUNNING:
+            # Closed while the alarm is on, after a snooze for one: it opens again. Not so a triage incident: people
+            # were paged and closed it, and only a new change pages them again.
+            was_paged = target.runbook is None and last.close_time and last.close_time >= change.changed_at
+            return not was_paged
+        await self._recall(known)
+        if not known.alarms or any(alarm.state is AlarmState.ALARM for alarm in known.alarms.values()):
+            return False
+        return change.changed_at > max(alarm.changed_at for alarm in known.alarms.values())
 
     async def start(self, change: AlarmChange, target: IncidentTarget) -> None:
         """Start or join at once, whatever is remembered."""
-        known = self.key(target)
+        known = self._key(target.key)
         async with known.lock:
             await self._start_or_join(target, change)
             known.remember(change)
 
-    async def open_targets(self) -> list[IncidentTarget]:
+    async def open_keys(self) -> list[str]:
         """The keys that have an open incident, as far as visibility knows yet."""
         query = f'WorkflowType = "{INCIDENT_WORKFLOW}" AND ExecutionStatus = "Running"'
         found = [run.typed_search_attributes.get(_KEY) async for run in self._temporal.list_workflows(query)]
-        return [
-            self._keys[key].target if key in self._keys else IncidentTarget(key=key, runbook=None, model=None)
-            for key in found
-            if key
-        ]
+        return [key for key in found if key]
 
-    async def alarms_on(self, target: IncidentTarget) -> list[str]:
+    async def alarms_on(self, key: str) -> list[str]:
         """Names of the alarms that the open incident believes to be on."""
-        known = self.key(target)
-        async with known.lock:
-            await self._recall(known)
-            return [name for name, alarm in known.alarms.items() if alarm.state is AlarmState.ALARM]
+        known = self._key(key)
+        await self._recall(known)
+        return [name for name, alarm in known.alarms.items() if alarm.state is AlarmState.ALARM]
 
     async def _recall(self, known: Key) -> None:
         """After a restart: ask the open incident what it knows. No answer: nothing is known."""
         if known.alarms:
             return
         try:
-            record = await self._handle(known.target.key).query(
-                RECORD, result_type=IncidentRecord, rpc_timeout=RPC_TIMEOUT
-            )
+            record = await self._handle(known.name).query(RECORD, result_type=IncidentRecord, rpc_timeout=RPC_TIMEOUT)
         except (RPCError, WorkflowQueryFailedError) as error:
-            log.warning("incident did not answer", key=known.target.key, error=str(error)[:200])
+            self._workers.failed(error)
             return
-        on = record.alarm_on
-        known.alarms[record.alarm.alarm_name] = Seen(AlarmState.ALARM if on else AlarmState.OK, record.alarm.changed_at)
+        self._workers.worked()
+        state = AlarmState.ALARM if record.alarm_on else AlarmState.OK
+        async with known.lock:
+            known.alarms.setdefault(record.alarm.alarm_name, Seen(state, record.alarm.changed_at))
 
     async def _last_run(self, key: str) -> WorkflowExecutionDescription | None:
         try:
@@ -345,7 +344,7 @@ class Incidents:
             start_signal=ALARM_CHANGED,
             start_signal_args=[change],
             search_attributes=attributes,
-            static_summary=f"{target.key}: alarm {quoted(change.alarm_name)}",
+            static_summary=f"Alarm {quoted(change.alarm_name[:SUMMARY_NAME_CHARS])}",
             static_details=(
                 f"Alarm {quoted(change.alarm_name)} is in {change.state} since {utc(change.changed_at)}: "
                 f"{quoted(change.reason)}"
@@ -547,22 +546,23 @@ class Intake:
     async def _reconcile(self) -> None:
         """Start what is on without an incident; tell open incidents whose alarms are no longer on."""
         on: set[str] = set()
-        for change, is_ours in await self._aws(self._describe):
+        for change, tells in await self._aws(self._describe):
             target = await self._target(change)
             if isinstance(target, Ignored):
                 continue
             on.add(target.key)
-            if change.suppressed or not (target.runbook or is_ours):
+            if change.suppressed or not (target.runbook or tells):
                 continue
             if await self._incidents.is_missed(change, target) and not await self._is_muted(change.alarm_name):
                 log.warning("missed", alarm=change.alarm_name, key=target.key, since=change.changed_at.isoformat())
                 await self._incidents.start(change, target)
-        for target in await self._incidents.open_targets():
-            names = [] if target.key in on else await self._incidents.alarms_on(target)
+        quiet = [key for key in await self._incidents.open_keys() if key not in on]
+        believed = await asyncio.gather(*(self._incidents.alarms_on(key) for key in quiet))
+        for key, names in zip(quiet, believed, strict=True):
             for change, _ in await self._aws(self._describe, names) if names else []:
                 if change.state is not AlarmState.ALARM:
-                    log.warning("missed", alarm=change.alarm_name, key=target.key, state=change.state)
-                    await self._incidents.deliver(change, target)
+                    log.warning("missed", alarm=change.alarm_name, key=key, state=change.state)
+                    await self._incidents.deliver(change, IncidentTarget(key=key, runbook=None, model=None))
 
     def _describe(self, names: Sequence[str] = ()) -> list[tuple[AlarmChange, bool]]:
         """The alarms of those names, or all that are on.
