@@ -18,11 +18,12 @@ from urllib.parse import unquote
 from moto.bedrock.models import bedrock_backends
 from moto.core.base_backend import BackendDict
 from moto.core.model_instances import reset_model_data
+from moto.ecs.models import ecs_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from pydantic import BaseModel, ValidationError
 from werkzeug.serving import ThreadedWSGIServer
 
-from simulator.aws import bedrock, dispatch, sqs
+from simulator.aws import bedrock, cloudtrail, cloudwatch, dispatch, ecs, sns, sqs
 from simulator.aws.errors import AwsError
 from simulator.aws.faults import Fault
 from simulator.aws.trail import TrailEvent
@@ -33,9 +34,6 @@ log = logging.getLogger(__name__)
 CONTROL = "/_simulator/"
 _RESET = "/moto-api/reset"
 _SCOPE = re.compile(r"Credential=[^/]+/[^/]+/([^/]+)/([^/]+)/aws4_request")
-_AMBIGUOUS = frozenset({"bedrock", "dynamodb", "s3", "sagemaker", "bedrock-agentcore"})
-"""Signing names under which moto keeps several services: it must look at the request."""
-
 Route = Callable[[str, Any], Any]
 """Answers a control request: (HTTP method, decoded JSON body or None) to something JSON can say."""
 
@@ -130,16 +128,31 @@ class _Dispatcher(DomainDispatcherApplication):
 
     def __init__(self) -> None:
         super().__init__(create_backend_app)
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[tuple[str, str, str], Any] = {}
 
     def get_application(self, environ: dict[str, Any]) -> Any:
-        scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
-        if scope is None or scope[2] in _AMBIGUOUS or environ["PATH_INFO"].startswith("/moto-api"):
+        key = _application_key(environ)
+        if key is None:
             return super().get_application(environ)
-        key = (scope[1], scope[2])
         if key not in self._known:
             self._known[key] = super().get_application(environ)
         return self._known[key]
+
+
+def _application_key(environ: dict[str, Any]) -> tuple[str, str, str] | None:
+    """What determines moto's application: region, signing name, and where a name has several, which of them."""
+    scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+    path = environ["PATH_INFO"]
+    if scope is None or path.startswith("/moto-api"):
+        return None
+    region, service = scope.groups()
+    if service in ("cloudtrail", "ecs", "events", "iam", "monitoring", "sns", "sqs", "sts"):
+        return region, service, ""
+    if service == "dynamodb":
+        return region, service, environ.get("HTTP_X_AMZ_TARGET", "").split(".")[0]
+    if service == "bedrock" and path.startswith("/provisioned-model-throughput"):
+        return region, service, "provisioned"
+    return None
 
 
 class AwsSimulator:
@@ -183,7 +196,8 @@ class AwsSimulator:
         except BaseException:
             self._running.release()
             raise
-        self._threads = [threading.Thread(target=self._server.serve_forever, args=(0.05,), name="aws", daemon=True)]
+        serve = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="aws", daemon=True)
+        self._threads = [serve, cloudwatch.AlarmEvaluator(self.world)]
         for thread in self._threads:
             thread.start()
         return self
@@ -210,9 +224,15 @@ class AwsSimulator:
 
     def reset(self) -> None:
         """An empty account, as moto's own reset (`POST /moto-api/reset`) leaves it."""
-        BackendDict.reset()
-        reset_model_data()
-        self.world.reset()
+        with self.world.resetting:
+            BackendDict.reset()
+            reset_model_data()
+            self.world.reset()
+
+    def settle(self) -> None:
+        """What is being created is in service, and desired tasks run, now."""
+        bedrock.settle(self._fleet(), self.world)
+        ecs.settle(self.world, ecs_backends[ACCOUNT_ID][self.config.region])
 
     def _application(self) -> Callable[..., Iterable[bytes]]:
         moto = _Dispatcher()
@@ -224,10 +244,12 @@ class AwsSimulator:
                 status, answer = self._control(environ["REQUEST_METHOD"], path.removeprefix(CONTROL), environ)
                 start_response(status, [("Content-Type", "application/json")])
                 return [json.dumps(answer).encode()]
-            result: Iterable[bytes] = moto(environ, start_response)
             if path == _RESET:
-                self.world.reset()
-            return result
+                with self.world.resetting:
+                    result: Iterable[bytes] = moto(environ, start_response)
+                    self.world.reset()
+                    return result
+            return moto(environ, start_response)  # type: ignore[no-any-return]
 
         return application
 
@@ -271,7 +293,7 @@ class AwsSimulator:
 
     def _settle(self, method: str, body: Any) -> Any:
         if method == "POST":
-            bedrock.settle(self._fleet(), self.world)
+            self.settle()
         return {}
 
     def _trail(self, method: str, body: Any) -> Any:
@@ -291,6 +313,5 @@ def _install() -> None:
     """Everything of ours that takes the place of moto's. Idempotent."""
     # Faults may answer with AWS's common errors, which no service's model has.
     warnings.filterwarnings("ignore", message=r"Exception\(AwsError\) with code")
-    dispatch.install()
-    bedrock.install()
-    sqs.install()
+    for module in (dispatch, bedrock, cloudtrail, cloudwatch, ecs, sns, sqs):
+        module.install()

@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+RESIDENT = "AWSServiceRoleForApplicationAutoScaling_ECSService"
+"""Access key, and name in the trail, of what lives in the account beside the product. Faults spare its calls."""
+
 _RECORDED_SERVICES = frozenset({"bedrock", "cloudwatch", "ecs", "iam", "service-quotas"})
 _READS = ("Get", "List", "Describe", "Lookup", "Simulate")
 _DATA_EVENTS = frozenset({"PutMetricData"})
@@ -83,7 +86,7 @@ class Trail:
             TrailEvent(
                 event_name=operation,
                 event_source=_EVENT_SOURCES.get(service, f"{service}.amazonaws.com"),
-                username=self._principal_arn.rsplit("/", 1)[-1],
+                username=RESIDENT if access_key_id == RESIDENT else self._principal_arn.rsplit("/", 1)[-1],
                 access_key_id=access_key_id,
                 resources=[TrailResource(ResourceType=f"AWS::{service}", ResourceName=name) for name in names],
                 request_parameters=parameters,

@@ -73,6 +73,8 @@ class World:
         self.trail = Trail(config.region, config.principal_arn)
         self.lock = threading.RLock()
         """Held while provisioned throughput is counted and changed."""
+        self.resetting = threading.Lock()
+        """Held while everything is emptied, and while alarms are evaluated."""
         self.stopping = threading.Event()
         self.reset()
 
