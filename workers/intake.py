@@ -319,8 +319,8 @@ class Incidents:
             raise
 
     async def warm_up(self) -> None:
-        """Open the connection; waits until Temporal is there."""
-        await self._last_run("warm-up")
+        """Go the way of an alarm to an incident that does not exist; waits until Temporal is there."""
+        await self._signal("warm-up", ALARM_REPEATED, AlarmRepeats(count=1))
 
     async def _start_or_join(self, target: IncidentTarget, change: AlarmChange) -> None:
         """Signal-with-start: one open workflow per key, whoever else tries at the same time."""

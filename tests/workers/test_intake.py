@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -138,7 +138,6 @@ class World:
     sns: "SNSClient"
     cloudwatch: "CloudWatchClient"
     name: str
-    sent: int = field(default=0)
 
     @property
     def key(self) -> str:
@@ -217,7 +216,7 @@ def aws_client(service: str, endpoint: str) -> Any:
 
 
 @asynccontextmanager
-async def a_world(temporal_address: str, endpoint: str, with_worker: bool = True) -> AsyncIterator[World]:
+async def a_world(temporal_address: str, endpoint: str) -> AsyncIterator[World]:
     name = f"t{uuid.uuid4().hex[:8]}"
     sqs: SQSClient = aws_client("sqs", endpoint)
     attributes = {"VisibilityTimeout": "3"}  # what a stopped poll takes along comes back soon
