@@ -31,6 +31,7 @@ from domain.knobs import KnobName
 from domain.metrics import CATALOGUE, MetricName
 from domain.policy import Policy
 from domain.routes import CapacityRoute, CapacityRoutes
+from simulator.aws.trail import RESIDENT_KEY
 from simulator.mangaassist import Controls, Flow, Parameters, at_rest, step
 from simulator.traffic import Spike, Traffic, monday_release
 
@@ -158,7 +159,7 @@ class World:
         )
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=3, tcp_keepalive=True)
         session = boto3.session.Session(
-            aws_access_key_id="simulator", aws_secret_access_key="simulator", region_name=options.aws_region
+            aws_access_key_id=RESIDENT_KEY, aws_secret_access_key="simulator", region_name=options.aws_region
         )
 
         def client(service: str) -> Any:

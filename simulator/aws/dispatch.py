@@ -7,7 +7,7 @@ from moto.core.responses import ActionResult, BaseResponse
 
 from simulator.aws.errors import AwsError
 from simulator.aws.faults import Fault, FaultKind
-from simulator.aws.trail import RESIDENT
+from simulator.aws.trail import RESIDENT_KEY
 from simulator.aws.world import ACCOUNT_ID, ENVIRON_KEY, World
 
 _QUERY_SERVICES = frozenset({"cloudwatch", "iam", "sns", "sts"})
@@ -27,7 +27,7 @@ def dispatch(self: BaseResponse, request: Any, full_url: str | None = None, head
         return self.call_action()
     service = self.boto3_service_name
     operation = self._get_action() or ""
-    fault = None if self.access_key == RESIDENT else world.faults.take(service, operation)
+    fault = None if self.access_key == RESIDENT_KEY else world.faults.take(service, operation)
     if fault is not None and fault.delay_ms:
         world.stopping.wait(fault.delay_ms / 1000)
     if fault is not None and fault.kind is not FaultKind.LOST_ANSWER:

@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-RESIDENT = "AWSServiceRoleForApplicationAutoScaling_ECSService"
-"""Access key, and name in the trail, of what lives in the account beside the product. Faults spare its calls."""
+RESIDENT_KEY = "MANGAASSISTRESIDENT0"
+"""Access key (moto knows one by its 20 capitals) of what lives in the account beside the product: faults spare it."""
+RESIDENT_NAME = "AWSServiceRoleForApplicationAutoScaling_ECSService"
+"""Its name in the trail: what it changes is the size of its service."""
 
 _RECORDED_SERVICES = frozenset({"bedrock", "cloudwatch", "ecs", "iam", "service-quotas"})
 _READS = ("Get", "List", "Describe", "Lookup", "Simulate")
@@ -86,7 +88,7 @@ class Trail:
             TrailEvent(
                 event_name=operation,
                 event_source=_EVENT_SOURCES.get(service, f"{service}.amazonaws.com"),
-                username=RESIDENT if access_key_id == RESIDENT else self._principal_arn.rsplit("/", 1)[-1],
+                username=RESIDENT_NAME if access_key_id == RESIDENT_KEY else self._principal_arn.rsplit("/", 1)[-1],
                 access_key_id=access_key_id,
                 resources=[TrailResource(ResourceType=f"AWS::{service}", ResourceName=name) for name in names],
                 request_parameters=parameters,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,14 +24,16 @@ from dataplane.routes import Routes
 from domain.alarm_messages import parse_alarm
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
+from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey, Reading, Value
 from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.metrics import CATALOGUE, MetricName
 from domain.policy import Policy
 from domain.runbooks.throttle import TREE
 from domain.trees import diagnose
+from simulator.aws.trail import RESIDENT_NAME
 from simulator.traffic import TOKYO
-from simulator.world import Row, metric_period, release_event
+from simulator.world import Row, World, WorldOptions, metric_period, release_event
 from tests.servers import ValkeyServer, free_port
 
 T = TypeVar("T")
@@ -235,6 +238,16 @@ def test_only_capacity_that_is_routed_and_in_service_counts(rehearsal: Rehearsal
         eventually(capacity, lambda value: value == haiku.on_demand_tokens_per_second)
 
 
+def test_faults_spare_it_and_its_scaling_is_not_taken_for_a_persons(rehearsal: Rehearsal) -> None:
+    rehearsal.control("POST", "faults", {"service": "bedrock", "kind": "throttling", "count": 1})
+    time.sleep(2.5)  # it lists the fleet every second
+    assert rehearsal.control("GET", "faults"), "the fault is still there for whom it is meant"
+    rehearsal.control("DELETE", "faults")
+    scalings = [call for call in rehearsal.control("GET", "trail") if call["event_name"] == "UpdateService"]
+    assert scalings
+    assert {call["username"] for call in scalings} == {RESIDENT_NAME}
+
+
 def test_it_goes_on_while_redis_is_away(rehearsal: Rehearsal) -> None:
     rehearsal.valkey.kill()
     try:
@@ -258,6 +271,21 @@ def test_a_spike_can_be_stopped_and_started(rehearsal: Rehearsal) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         rehearsal.control("POST", "traffic", {"multiplier": -1})
     assert refused.value.code == 400
+
+
+def test_it_goes_on_while_everything_is_away() -> None:
+    nowhere = free_port()
+    options = WorldOptions(aws_endpoint_url=f"http://127.0.0.1:{nowhere}", redis_url=f"redis://127.0.0.1:{nowhere}/0")
+    clock = RehearsalClock(real_start=datetime.now(UTC), business_start=MIDNIGHT, speed=SPEED)
+    stop = threading.Event()
+    world = World(options, clock, POLICY)
+    loop = threading.Thread(target=world.run, args=(stop,))
+    loop.start()
+    loop.join(timeout=2)
+    assert loop.is_alive()
+    stop.set()
+    loop.join(timeout=10)
+    assert not loop.is_alive()
 
 
 @pytest.mark.parametrize("speed", [61, 120, 45])
