@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from domain.clock import RehearsalClock
 from domain.policy import Policy
-from simulator.aws import AwsConfig, AwsSimulator
+from simulator.aws import AwsConfig, AwsSimulator, NotReady
 from simulator.world import Row, World, WorldOptions, metric_period
 
 _CLOCK = {
@@ -122,7 +122,7 @@ class _Control:
 
     def _there(self) -> World:
         if self._world is None:
-            raise ValueError("MangaAssist is not there yet")
+            raise NotReady("MangaAssist is still being set up")
         return self._world
 
 

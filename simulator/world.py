@@ -108,7 +108,7 @@ def release_event(row: Row, release: datetime, policy: Policy) -> CalendarEvent 
         return None
     planned = {name: model.baseline_units for name, model in policy.models.items()}
     if row in (Row.LATE, Row.GOOD):
-        planned = {name: 10 * units for name, units in planned.items()}
+        planned = {name: 3 * units for name, units in planned.items()}
     lead_time = timedelta(hours=2)
     triggered = None if row is Row.UNTRIGGERED else release - lead_time
     took = lead_time + timedelta(minutes=7) if row is Row.LATE else timedelta(minutes=12)

@@ -35,7 +35,14 @@ CONTROL = "/_simulator/"
 _RESET = "/moto-api/reset"
 _SCOPE = re.compile(r"Credential=[^/]+/[^/]+/([^/]+)/([^/]+)/aws4_request")
 Route = Callable[[str, Any], Any]
-"""Answers a control request: (HTTP method, decoded JSON body or None) to something JSON can say."""
+"""Answers a control request: (HTTP method, decoded JSON body or None) to something JSON can say.
+
+ValueError makes it a 400, NotReady a 503.
+"""
+
+
+class NotReady(Exception):
+    """A control path that cannot answer yet; the message says what is awaited."""
 
 
 class _Handler(MotoRequestHandler):
@@ -269,6 +276,8 @@ class AwsSimulator:
             return "404 Not Found", {"error": str(error)}
         except ValueError as error:
             return "400 Bad Request", {"error": str(error)}
+        except NotReady as error:
+            return "503 Service Unavailable", {"error": str(error)}
         return "200 OK", answer
 
     def _faults(self, method: str, body: Any) -> Any:

@@ -288,6 +288,34 @@ def test_it_goes_on_while_everything_is_away() -> None:
     assert not loop.is_alive()
 
 
+def test_it_is_not_ready_before_redis_answers() -> None:
+    nowhere = free_port()
+    env = {**os.environ, "RUNBOOKS_REDIS_URL": f"redis://127.0.0.1:{nowhere}/0"}
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simulator", "--port", str(port)], env=env, stderr=subprocess.PIPE
+    )
+    try:
+
+        def answer() -> int | None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_simulator/ready", timeout=2) as ready:
+                    return int(ready.status)
+            except urllib.error.HTTPError as error:
+                return error.code
+            except (urllib.error.URLError, ConnectionError):
+                return None
+
+        assert eventually(answer, lambda status: status is not None, seconds=30) == 503
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert b"Redis does not answer, trying again" in errors
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("speed", [61, 120, 45])
 def test_a_speed_that_makes_impossible_periods_is_refused(speed: float) -> None:
     with pytest.raises(ValueError, match=rf"speed {speed}: .* whole seconds from 1 are allowed"):
