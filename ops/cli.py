@@ -229,7 +229,8 @@ def extend(
     key: Key,
     why: Why,
     by: Annotated[
-        timedelta, typer.Option(parser=_duration, metavar="DURATION", help="How much longer, e.g. 45m, 2h, 1h30m.")
+        timedelta,
+        typer.Option(parser=_duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
     ],
     lever: Annotated[
         str | None,

@@ -1,7 +1,8 @@
 """What people can do with incidents, whoever presents it (command line, HTTP).
 
 Everything raises `OpsError` and nothing else that is expected: what is wrong, what to do next, and an exit code.
-Errors of Temporal are told apart by their status, never by their text.
+Errors of Temporal are told apart by their status, never by their text. What only some actions need is imported by them:
+looking at an incident at 3 a.m. should not wait for it.
 """
 
 import asyncio
@@ -28,7 +29,6 @@ from temporalio.client import (
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.settings import ConfigurationError, load_policy
 from domain.incident import IncidentRecord
 from domain.messages import (
     ABORT,
@@ -53,7 +53,6 @@ from domain.messages import (
 )
 from workers.settings import Settings
 from workers.temporal import connect
-from workers.tokens import TokenRefused, read_key, verify
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -244,6 +243,7 @@ class OpsService:
             OpsError: as `get`; or the policy cannot be read, or the folder not be written.
         """
         from activities.report import ReportActivities
+        from activities.settings import ConfigurationError, load_policy
         from workers.clients import AwsClients
 
         record = await self.get_record(incident, run_id)
@@ -274,7 +274,8 @@ class OpsService:
     async def extend(
         self, incident: str, token: str | None, why: str, by: timedelta, lever: str | None = None
     ) -> UpdateResult:
-        """Extend the maximum hold of one lever, or of all. Raises as `_update`."""
+        """Extend the maximum hold of one lever, or of all, `by` so much business time. Raises as `_update`."""
+        by /= self._settings.clock.speed
         return await self._update(incident, EXTEND, self._request(ExtendRequest, token, why, by=by, lever=lever))
 
     async def release(self, incident: str, token: str | None, why: str, lever: str) -> UpdateResult:
@@ -307,6 +308,8 @@ class OpsService:
             ) from None
 
     def _subject(self, token: str | None) -> str:
+        from workers.tokens import TokenRefused, read_key, verify
+
         how = "Pass --token-file, or set RUNBOOKS_TOKEN_FILE or RUNBOOKS_TOKEN; `runbooks dev` prints a token file."
         if not token or not token.strip():
             raise OpsError("Who are you? There is no token.", how, ExitCode.DENIED)
