@@ -5,7 +5,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.client import RPCError, WithStartWorkflowOperation, WorkflowUpdateFailedError
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 from temporalio.service import RPCStatusCode
 
 from domain.capacity import Demand, DemandOutcome
@@ -80,5 +80,6 @@ async def _update(model: str, name: str, message: Demand | WithdrawDemand) -> De
             result_type=DemandOutcome,
         )
     except WorkflowUpdateFailedError as error:
-        raise ApplicationError(str(error.cause), type=ErrorKind.INVALID, non_retryable=True) from error
+        why = error.cause.message if isinstance(error.cause, FailureError) else str(error.cause)
+        raise ApplicationError(why, type=ErrorKind.INVALID, non_retryable=True) from error
     return outcome

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import subprocess
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -76,7 +76,8 @@ class ValkeyServer:
 class TemporalServer:
     """A Temporal server on an SQLite file, with our search attributes; it can be killed and started again."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, dynamic_config: Mapping[str, str] | None = None) -> None:
+        self._dynamic_config = dynamic_config or {}
         self._port, self._ui_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self._port}"
         self._data_dir = data_dir
@@ -90,6 +91,11 @@ class TemporalServer:
             ui_port=self._ui_port,
             database=self._data_dir / "temporal.sqlite",
             search_attributes=SEARCH_ATTRIBUTES,
+        )
+        command += tuple(
+            part
+            for name, value in self._dynamic_config.items()
+            for part in ("--dynamic-config-value", f"{name}={value}")
         )
         with (self._data_dir / "temporal.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)

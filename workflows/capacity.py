@@ -164,7 +164,7 @@ class CapacityWorkflow:
         workflow.upsert_search_attributes([SERVICE.value_set("mangaassist")])
         await self._load_first_policy()
         daemons = [asyncio.create_task(self._keep_routes()), asyncio.create_task(self._keep_told())]
-        while not (workflow.info().is_continue_as_new_suggested() and self._may_continue_as_new()):
+        while not self._should_continue_as_new():
             await self._round()
             workflow.set_current_details(self._details())
             await self._sleep()
@@ -201,7 +201,9 @@ class CapacityWorkflow:
         moment, why = min(moments)
         with suppress(TimeoutError):
             await workflow.wait_condition(
-                lambda: self.look or self.replan, timeout=moment - workflow.now(), timeout_summary=why
+                lambda: self.look or self.replan or self._should_continue_as_new(),
+                timeout=moment - workflow.now(),
+                timeout_summary=why,
             )
             return
         self.look = True
@@ -244,6 +246,7 @@ class CapacityWorkflow:
     async def _list(self) -> None:
         assert self.snapshot is not None
         spec = self.snapshot.policy.models[self.model]
+        settled = {arn for arn, model in self.fleet.items() if model.status != "Creating"}
         request = ListFleet(
             model_ids=frozenset({spec.model_id, spec.provisioned_model_id}),
             known={arn: model.ours for arn, model in self.fleet.items()},
@@ -259,7 +262,8 @@ class CapacityWorkflow:
         self.errors.pop("fleet", None)
         self.listed_at = workflow.now()
         seen = {model.arn: self._newer(model) for model in listed if model.arn not in self.gone}
-        self.unlisted -= seen.keys()
+        # What was bought a moment ago may be missing; what had been in service before was deleted by somebody else.
+        self.unlisted -= seen.keys() | settled
         self.gone &= {model.arn for model in listed}
         self.fleet = seen | {arn: self.fleet[arn] for arn in self.unlisted}
         names = {model.name for model in listed}
@@ -510,10 +514,10 @@ class CapacityWorkflow:
 
     # ------------------------------------------------------------ keeping and showing state
 
-    def _may_continue_as_new(self) -> bool:
+    def _should_continue_as_new(self) -> bool:
         """Watches and drains begin again in the next run; effects under way, and what is to be told, do not."""
-        effects = self.sending or self.deleting or self.news or self.publishing
-        return workflow.all_handlers_finished() and not effects
+        busy = self.sending or self.deleting or self.news or self.publishing or not workflow.all_handlers_finished()
+        return workflow.info().is_continue_as_new_suggested() and not busy
 
     def _doing(self) -> str:
         names = {arn: model.name for arn, model in self.fleet.items()}

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +18,11 @@ from uuid import uuid4
 import pytest
 import redis
 from temporalio import workflow
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ActivityError
-from temporalio.worker import Worker
+from temporalio.service import RPCError
+from temporalio.worker import Replayer, Worker
 
 from activities.bedrock import BedrockActivities
 from activities.decisions import DecisionActivities
@@ -30,16 +35,19 @@ from domain.messages import (
     CAPACITY_CHANGED,
     CAPACITY_STATE,
     RECONCILE_NOW,
+    SET_DEMAND,
+    WITHDRAW_DEMAND,
+    CapacityInput,
     CapacityState,
     WithdrawDemand,
     capacity_id,
 )
 from domain.policy import CapacityPolicy, Policy
 from simulator.aws import AwsConfig, AwsSimulator
-from tests.servers import TemporalServer
+from tests.servers import TemporalServer, ValkeyServer
 from workers.clients import AwsClients
 from workers.settings import Settings
-from workers.temporal import connect
+from workers.temporal import connect, runbook_plugin
 from workflows._step import failure, mutate
 from workflows.capacity import CapacityWorkflow
 
@@ -86,6 +94,8 @@ class FakeIncident:
 
 @pytest.fixture(scope="module")
 def aws_server() -> Iterator[AwsSimulator]:
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
     with AwsSimulator(AwsConfig()) as simulator:
         yield simulator
 
@@ -105,6 +115,12 @@ class Stack:
     fake: WorkflowHandle[Any, Any] | None = None
     bedrock: Any = None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
+
+    def set_policy(self, **capacity: Any) -> None:
+        """Written anew; read at the next start and reconciliation."""
+        models = {**Policy().models, self.model: SONNET}
+        policy = Policy().model_copy(update={"models": models, "capacity": FAST.model_copy(update=capacity)})
+        self.policy_file.write_text(policy.model_dump_json())
 
     async def start_worker(self) -> None:
         worker = Worker(
@@ -205,20 +221,17 @@ async def until(what: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds:
         await asyncio.sleep(0.05)
 
 
-@pytest.fixture
-async def stack(
-    temporal: TemporalServer, redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
+@asynccontextmanager
+async def running(
+    temporal: TemporalServer, redis_client: redis.Redis, aws: AwsSimulator, folder: Path
 ) -> AsyncIterator[Stack]:
-    os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
-    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+    """A stack with 15 units of somebody else's, whose histories are replayed at the end."""
     model = f"sonnet-{uuid4().hex[:8]}"
-    aws_server.reset()
-    settings = Settings(temporal_address=temporal.address, task_queue=model, aws_endpoint_url=aws_server.endpoint_url)
-    policy = Policy().model_copy(update={"models": {**Policy().models, model: SONNET}, "capacity": FAST})
-    policy_file = tmp_path / "policy.yaml"
-    policy_file.write_text(policy.model_dump_json())
+    aws.reset()
+    settings = Settings(temporal_address=temporal.address, task_queue=model, aws_endpoint_url=aws.endpoint_url)
     client = await connect(settings)
-    made = Stack(client, settings, aws_server, redis_client, policy_file, model, f"incident-{model}")
+    made = Stack(client, settings, aws, redis_client, folder / "policy.yaml", model, f"incident-{model}")
+    made.set_policy()
     made.bedrock = AwsClients(settings).bedrock()
     made.control("bedrock", {"provisioning_lag_seconds": LAG_SECONDS})
     made.bedrock.create_provisioned_model_throughput(
@@ -227,14 +240,23 @@ async def stack(
     made.control("settle")
     await made.start_worker()
     made.fake = await client.start_workflow(FakeIncident.run, id=made.incident, task_queue=settings.task_queue)
-    yield made
-    for handle in (made.entity, made.fake):
-        try:
-            await handle.terminate()
-        except Exception:  # it was never started
-            continue
-    await made.stop_worker()
-    made.threads.shutdown()
+    try:
+        yield made
+        await _replays(made)
+    finally:
+        for handle in (made.entity, made.fake):
+            with suppress(RPCError):  # never started, or ended
+                await handle.terminate()
+        await made.stop_worker()
+        made.threads.shutdown()
+
+
+@pytest.fixture
+async def stack(
+    temporal: TemporalServer, redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
+) -> AsyncIterator[Stack]:
+    async with running(temporal, redis_client, aws_server, tmp_path) as made:
+        yield made
 
 
 async def test_a_demand_is_bought_routed_and_given_back(stack: Stack) -> None:
@@ -261,8 +283,6 @@ async def test_a_demand_is_bought_routed_and_given_back(stack: Stack) -> None:
     await until(lambda: _idle(stack))
     state = await stack.state()
     assert (state.demands, [model.name for model in state.fleet]) == ([], ["base"])
-    details = (await stack.entity.describe()).id
-    assert details == capacity_id(stack.model)
 
 
 async def _last(stack: Stack, status: str) -> DemandOutcome | None:
@@ -270,5 +290,300 @@ async def _last(stack: Stack, status: str) -> DemandOutcome | None:
     return told[-1] if told and told[-1].status == status else None
 
 
-async def _idle(stack: Stack) -> bool:
-    return (await stack.state()).doing == "idle"
+async def _idle(stack: Stack) -> CapacityState | None:
+    state = await stack.state()
+    return state if state.doing == "idle" else None
+
+
+async def _replays(stack: Stack) -> None:
+    """Whatever happened in a test is deterministic."""
+    replayer = Replayer(workflows=[CapacityWorkflow], plugins=[runbook_plugin()])
+    async for run in stack.client.list_workflows(f"WorkflowId = '{capacity_id(stack.model)}'"):
+        handle = stack.client.get_workflow_handle(run.id, run_id=run.run_id)
+        await replayer.replay_workflow(await handle.fetch_history())
+
+
+async def test_a_creation_whose_answer_is_lost_is_not_bought_twice(stack: Stack) -> None:
+    stack.fault("CreateProvisionedModelThroughput", "lost_answer", count=3)
+    await stack.ask(28)
+    await until(lambda: sum(stack.routed().values()) == 28)
+    assert stack.units() == [3, 5, 5, 15]
+    assert stack.calls("CreateProvisionedModelThroughput") >= 1 + 6
+
+
+async def test_a_denied_creation_names_the_statement_and_goes_on_when_the_role_is_mended(stack: Stack) -> None:
+    stack.fault("CreateProvisionedModelThroughput", "access_denied", count=None)
+    await stack.ask(20)
+    told = await until(lambda: _last(stack, "failed"))
+    assert '"Action": "bedrock:CreateProvisionedModelThroughput"' in told.detail
+    calls = stack.calls("CreateProvisionedModelThroughput")
+    state = await stack.state()
+    assert "bedrock:CreateProvisionedModelThroughput" in state.last_error
+    stack.control("faults", method="DELETE")
+    await asyncio.sleep(0.5)
+    assert stack.calls("CreateProvisionedModelThroughput") == calls, "refused calls are not hammered"
+    await stack.entity.signal(RECONCILE_NOW)
+    await until(lambda: _last(stack, "in_service"))
+    assert stack.units() == [5, 15]
+    assert (await stack.state()).last_error == ""
+
+
+async def test_a_refused_quota_is_told_in_words_of_aws_and_what_to_do(stack: Stack) -> None:
+    stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 21}})
+    await stack.ask(25)
+    told = await until(lambda: _last(stack, "failed"))
+    assert "exceeds the account's quota" in told.detail
+    assert "AWS Support" in told.detail
+    told = await until(lambda: _last_with(stack, 20))
+    assert told.status == "failed"
+    assert stack.units() == [5, 15]
+
+
+async def test_a_failed_creation_is_deleted_reported_and_tried_once_per_reconciliation(stack: Stack) -> None:
+    stack.control("bedrock", {"provisioning_lag_seconds": 60})
+    await stack.ask(20)
+    first = await until(lambda: next((m for m in stack.fleet() if m["status"] == "Creating"), None))
+    name = first["provisionedModelName"]
+    stack.control("bedrock", {"provisioning_lag_seconds": LAG_SECONDS})
+    stack.control(f"provisioned-model-throughput/{name}", {"failure_message": "no capacity in this region"})
+    told = await until(lambda: _last(stack, "failed"))
+    assert "no capacity in this region" in told.detail
+    await until(lambda: stack.units() == [15])
+    await stack.entity.signal(RECONCILE_NOW)
+    await until(lambda: _last(stack, "in_service"))
+    assert name not in [model["provisionedModelName"] for model in stack.fleet()]
+
+
+async def test_a_demand_ends_by_itself_with_nobody_there(stack: Stack) -> None:
+    await stack.ask(17, seconds=2.5)
+    assert stack.fake is not None
+    await stack.fake.terminate()
+    await until(lambda: sum(stack.routed().values()) == 17)
+    await until(lambda: stack.units() == [15])
+    await until(lambda: list(stack.routed().values()) == [15])
+    assert (await stack.state()).demands == []
+
+
+async def test_a_model_deleted_by_somebody_else_loses_its_route_and_is_bought_again(stack: Stack) -> None:
+    await stack.ask(20)
+    await until(lambda: _last(stack, "in_service"))
+    lost = next(model for model in stack.fleet() if model["provisionedModelName"] != "base")
+    stack.control(f"provisioned-model-throughput/{lost['provisionedModelName']}", method="DELETE")
+    await stack.entity.signal(RECONCILE_NOW)
+    await until(lambda: stack.units() == [5, 15] and sum(stack.routed().values()) == 20)
+    assert lost["provisionedModelArn"] not in stack.routed()
+
+
+async def test_demands_and_withdrawals_are_handled_while_models_are_in_creation(stack: Stack) -> None:
+    stack.control("bedrock", {"provisioning_lag_seconds": 60})
+    await stack.ask(20)
+    await until(lambda: stack.units() == [5, 15])
+    await stack.ask(25)
+    await until(lambda: stack.units() == [5, 5, 15])
+    await stack.withdraw()
+    assert len(stack.fleet()) == 3, "Bedrock deletes nothing that is in creation"
+    stack.control("settle")
+    await until(lambda: stack.units() == [15])
+    assert list(stack.routed().values()) == [15]
+
+
+async def test_what_is_draining_is_taken_back_when_it_is_wanted_again(stack: Stack) -> None:
+    stack.set_policy(drain=timedelta(seconds=30))
+    await stack.ask(20)
+    await until(lambda: _last(stack, "in_service"))
+    await stack.withdraw()
+    await until(lambda: list(stack.routed().values()) == [15])
+    await stack.ask(20)
+    await until(lambda: sum(stack.routed().values()) == 20)
+    assert stack.calls("CreateProvisionedModelThroughput") == 1 + 1
+    assert stack.calls("DeleteProvisionedModelThroughput") == 0
+
+
+async def test_others_and_committed_models_are_counted_and_never_touched(stack: Stack) -> None:
+    stack.bedrock.create_provisioned_model_throughput(
+        provisionedModelName="term",
+        modelUnits=4,
+        modelId=SONNET.provisioned_model_id,
+        commitmentDuration="OneMonth",
+        tags=[{"key": "managed-by", "value": "runbooks"}],
+    )
+    stack.control("settle")
+    await stack.ask(20)
+    await until(lambda: sum(stack.routed().values()) == 20)
+    assert stack.units() == [1, 4, 15]
+    await stack.withdraw()
+    await until(lambda: stack.units() == [4, 15])
+    state = await until(lambda: _idle(stack))
+    assert (state.desired_units, state.units_in_service) == (15, 19)
+
+
+async def test_nothing_is_deleted_while_its_route_cannot_be_withdrawn(stack: Stack) -> None:
+    await stack.ask(20)
+    await until(lambda: _last(stack, "in_service"))
+    stack.redis.client_pause(4000, all=False)
+    await stack.withdraw()
+    await asyncio.sleep(1)
+    assert stack.units() == [5, 15]
+    await until(lambda: stack.units() == [15])
+    assert list(stack.routed().values()) == [15]
+
+
+async def test_wrong_demands_are_refused_with_what_is_allowed(stack: Stack) -> None:
+    assert stack.fake is not None
+    ended = stack.demand(20).model_copy(
+        update={"start": datetime(2020, 1, 1, tzinfo=UTC), "end": datetime(2020, 1, 2, tzinfo=UTC)}
+    )
+    answer = await stack.fake.execute_update(FakeIncident.ask, ended)
+    assert "Invalid: end: 2020-01-02" in str(answer)
+    unknown = stack.demand(20).model_copy(update={"model": f"nova-{stack.model}"})
+    answer = await stack.fake.execute_update(FakeIncident.ask, unknown)
+    assert f"the policy has no 'nova-{stack.model}'; it has" in str(answer)
+
+
+async def test_state_is_carried_into_continued_runs(
+    redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
+) -> None:
+    short = {"limit.historyCount.suggestContinueAsNew": "40"}
+    temporal = TemporalServer(tmp_path, dynamic_config=short).start()
+    try:
+        async with running(temporal, redis_client, aws_server, tmp_path) as stack:
+            await stack.ask(20)
+            await until(lambda: _last(stack, "in_service"))
+            first_run = (await stack.entity.describe()).run_id
+            for _ in range(5):
+                await stack.entity.signal(RECONCILE_NOW)
+                await until(lambda: _idle(stack))
+            await until(lambda: _other_run(stack, first_run))
+            state = await stack.state()
+            assert [demand.units for demand in state.demands] == [20]
+            told = await stack.told()
+            assert len(told) == len({outcome.model_dump_json() for outcome in told}), "told twice"
+            await stack.withdraw()
+            await until(lambda: stack.units() == [15])
+            assert list(stack.routed().values()) == [15]
+    finally:
+        temporal.kill()
+
+
+async def _last_with(stack: Stack, units: int) -> DemandOutcome | None:
+    told = await stack.told()
+    return told[-1] if told and told[-1].units_in_service == units else None
+
+
+async def _other_run(stack: Stack, run_id: str) -> bool:
+    return (await stack.entity.describe()).run_id != run_id
+
+
+async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
+    temporal: TemporalServer, valkey: ValkeyServer, redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
+) -> None:
+    """One model of each is at every step of its life when the worker is killed."""
+    steps = ("asked", "lost", "creating", "draining", "deleting")
+    run = uuid4().hex[:8]
+    names = {step: f"{step}-{run}" for step in steps}
+    ids = {step: f"anthropic.{step}-v1:0" for step in steps}
+    aws_server.reset()
+    specs = {
+        names[step]: SONNET.model_copy(
+            update={"model_id": ids[step], "provisioned_model_id": f"{ids[step]}:28k", "baseline_units": 0}
+        )
+        for step in steps
+    }
+    capacity = FAST.model_copy(update={"drain": timedelta(seconds=4)})
+    policy = Policy().model_copy(update={"models": {**Policy().models, **specs}, "capacity": capacity})
+    (tmp_path / "policy.yaml").write_text(policy.model_dump_json())
+    settings = Settings(temporal_address=temporal.address, task_queue=run, aws_endpoint_url=aws_server.endpoint_url)
+    client = await connect(settings)
+    stack = Stack(client, settings, aws_server, redis_client, tmp_path / "policy.yaml", "", "an engineer")
+    stack.bedrock = AwsClients(settings).bedrock()
+    quotas = {f"{model_id}:28k": 10 for model_id in ids.values()}
+    stack.control("bedrock", {"provisioning_lag_seconds": 0, "quotas": quotas})
+
+    async def send(step: str, update: str, message: Any) -> DemandOutcome:
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            CapacityWorkflow.run,
+            CapacityInput(state=CapacityState(model=names[step])),
+            id=capacity_id(names[step]),
+            task_queue=run,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        )
+        answer: DemandOutcome = await client.execute_update_with_start_workflow(
+            update, message, start_workflow_operation=start, result_type=DemandOutcome
+        )
+        return answer
+
+    async def ask(step: str) -> DemandOutcome:
+        return await send(step, SET_DEMAND, stack.demand(10).model_copy(update={"model": names[step]}))
+
+    async def withdraw(step: str) -> DemandOutcome:
+        request = WithdrawDemand(model=names[step], demand_id="an engineer", reason="over")
+        return await send(step, WITHDRAW_DEMAND, request)
+
+    def units(step: str) -> int:
+        return sum(m["modelUnits"] for m in stack.fleet() if ids[step] in m["modelArn"])
+
+    def routed(step: str) -> int:
+        held = Routes(redis_client).read_all().get(names[step])
+        return sum(route.units for route in held.routes) if held else 0
+
+    async def state_of(step: str) -> CapacityState:
+        state: CapacityState = await client.get_workflow_handle(capacity_id(names[step])).query(
+            CAPACITY_STATE, result_type=CapacityState
+        )
+        return state
+
+    async def does(step: str, what: str) -> bool:
+        return what in (await state_of(step)).doing
+
+    environment = os.environ | {
+        "RUNBOOKS_TEMPORAL_ADDRESS": temporal.address,
+        "RUNBOOKS_TASK_QUEUE": run,
+        "RUNBOOKS_REDIS_URL": valkey.url,
+        "RUNBOOKS_AWS_ENDPOINT_URL": aws_server.endpoint_url,
+        "RUNBOOKS_POLICY_FILE": str(tmp_path / "policy.yaml"),
+        "RUNBOOKS_STATE_DIR": str(tmp_path),
+    }
+
+    def start_worker() -> subprocess.Popen[bytes]:
+        with (tmp_path / "worker.log").open("ab") as log:
+            command = [sys.executable, "-m", "workers.runbook_worker"]
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    worker = start_worker()
+    try:
+        for step in ("draining", "deleting"):
+            await ask(step)
+        await until(lambda: routed("draining") == routed("deleting") == 10)
+        stack.control("bedrock", {"provisioning_lag_seconds": 8})
+        await ask("creating")
+        await until(lambda: does("creating", "waiting until"))
+        stack.fault("DeleteProvisionedModelThroughput", "lost_answer", count=2, delay_ms=5000)
+        await withdraw("deleting")
+        await until(lambda: does("deleting", "deleting"))
+        stack.fault("CreateProvisionedModelThroughput", "lost_answer", count=2, delay_ms=1500)
+        await ask("lost")
+        await until(lambda: does("lost", "asking"))
+        await withdraw("draining")
+        await until(lambda: does("draining", "draining"))
+        await ask("asked")
+        worker.kill()
+        worker.wait()
+        worker = start_worker()
+        for step, expected in (("asked", 10), ("lost", 10), ("creating", 10), ("draining", 0), ("deleting", 0)):
+            await until(lambda step=step, expected=expected: routed(step) == units(step) == expected, seconds=60)
+        bought = [m["provisionedModelName"] for m in stack.fleet()]
+        assert len(bought) == len(set(bought)) == 6
+        for step in steps:
+            state = await until(lambda step=step: _rest(state_of(step)))
+            assert state.last_error == ""
+    finally:
+        worker.kill()
+        worker.wait()
+        for step in steps:
+            with suppress(RPCError):
+                await client.get_workflow_handle(capacity_id(names[step])).terminate()
+
+
+async def _rest(reading: Awaitable[CapacityState]) -> CapacityState | None:
+    state = await reading
+    return state if state.doing == "idle" else None
