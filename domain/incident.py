@@ -14,6 +14,8 @@ from domain.knobs import LeaseRequest
 from domain.load import LoadSnapshot
 from domain.trees import Diagnosis
 
+Recovery = Literal["recovered under load", "the demand went away"]
+
 
 class Phase(StrEnum):
     """Where an incident stands."""
@@ -141,7 +143,7 @@ class IncidentRecord(BaseModel):
     mitigated_at: AwareDatetime | None = None
     """When every free lever was in force and the capacity request was accepted."""
     recovered_at: AwareDatetime | None = None
-    recovery: Literal["recovered under load", "the demand went away"] | None = None
+    recovery: Recovery | None = None
     recovery_detail: str = ""
     closed_at: AwareDatetime | None = None
     outcome: str = ""

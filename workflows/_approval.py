@@ -12,7 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.settings import SettingsActivities
 from domain.errors import ErrorKind
-from domain.incident import Decision, IncidentRecord, Lever, LeverName, Phase, TimelineEntry
+from domain.incident import Decision, IncidentRecord, Lever, LeverStatus, Phase
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
@@ -24,38 +24,23 @@ from domain.messages import (
     Authorise,
     ExtendRequest,
     PersonRequest,
-    PolicySnapshot,
     ReleaseLeverRequest,
     UpdateResult,
 )
 from domain.people import needed_role
+from workflows._mitigation import take
+from workflows._record import Incident
 from workflows._step import failure, read
 
 ENDING = (Phase.CLEANUP, Phase.SNOOZED, Phase.CLOSED)
 
 
-class DecidedByPeople:
-    """Base of workflows that people decide about. Subclasses run the incident and look at the flags set here."""
-
-    record: IncidentRecord
-    snapshot: PolicySnapshot | None = None
+class DecidedByPeople(Incident):
+    """Adds the query and the updates; the run looks at the flags that they set."""
 
     def __init__(self, record: IncidentRecord) -> None:
-        self.record = record
-        self.approved_by: str | None = None
-        self.abort_asked = False
-        self.release_asked: LeverName | None = None
+        super().__init__(record)
         self._deciding = asyncio.Lock()
-
-    def show(self) -> None:
-        """Show the record's present state in the UI. Overridden."""
-
-    def note(self, kind: str, text: str, who: str | None = None) -> None:
-        """Add a line to the timeline."""
-        self.record.timeline.append(
-            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": text, "who": who})
-        )
-        self.show()
 
     @workflow.query(name=RECORD)
     def answer_record(self) -> IncidentRecord:
@@ -106,9 +91,8 @@ class DecidedByPeople:
         async with self._deciding:
             if result := await self._may_not(EXTEND, request):
                 return result
-            assert self.snapshot is not None
             levers = [lever for lever in self.record.held if lever.hold_until and request.lever in (None, lever.name)]
-            most = self.snapshot.policy.way_back.max_extension
+            most = self.now_snapshot.policy.way_back.max_extension
             if not levers:
                 return self._decide(EXTEND, request, "not-possible", f"{request.lever or 'no lever'} is not held")
             if request.by > most:
@@ -116,9 +100,12 @@ class DecidedByPeople:
                     EXTEND, request, "not-possible", f"by {request.by} is not allowed; at most {most} at a time is"
                 )
             for lever in levers:
-                await self.extend_hold(lever, request.by)
+                await self._extend_hold(lever, request.by)
             names = ", ".join(f"{lever.name} until {lever.hold_until:%H:%M:%S} UTC" for lever in levers)
-            return self._decide(EXTEND, request, "accepted", f"held longer: {names}{self.price_of(request.by)}")
+            price = self.price_of(request.by) if any(lever.demand for lever in levers) else ""
+            return self._decide(
+                EXTEND, request, "accepted", f"held longer: {names}" + (f"; {price} more" if price else "")
+            )
 
     @workflow.update(name=RELEASE_LEVER)
     async def release_lever(self, request: ReleaseLeverRequest) -> UpdateResult:
@@ -186,13 +173,15 @@ class DecidedByPeople:
     def _check_acknowledge(self, request: PersonRequest) -> None:
         self._refuse_blank(request)
 
-    async def extend_hold(self, lever: Lever, by: timedelta) -> None:
-        """Move the lever's hold. Overridden where more has to move."""
-        raise NotImplementedError
-
-    def price_of(self, by: timedelta) -> str:
-        """What holding on for `by` costs, in words."""
-        return ""
+    async def _extend_hold(self, lever: Lever, by: timedelta) -> None:
+        assert lever.hold_until is not None
+        lever.hold_until += by
+        lever.extensions += 1
+        if lever.demand is not None:
+            lever.demand = lever.demand.model_copy(update={"end": lever.demand.end + by})
+            [taken] = await take([lever])
+            if taken.status is LeverStatus.FAILED:
+                self.note("capacity", f"the demand could not be extended: {taken.detail}")
 
     @staticmethod
     def _refuse_blank(request: PersonRequest) -> None:

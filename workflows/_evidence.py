@@ -28,15 +28,15 @@ from domain.trees import Diagnosis
 from workflows._step import decide, failure, read
 
 
-def recovery_query(model: str, snapshot: PolicySnapshot, p99_before_ms: float | None) -> RecoveryQuery:
-    """What recovery of `model` is judged by."""
+def recovery_query(model: str, snapshot: PolicySnapshot) -> RecoveryQuery:
+    """What recovery of `model` is judged by. The P99's value before is unknown: the alarm comes in the breach."""
     policy = snapshot.policy
     return RecoveryQuery(
         load=load_query(policy),
         model=model,
         intents_of_model=[name for name, intent in policy.intents.items() if intent.model == model],
         recovery=policy.recovery,
-        p99_before_ms=p99_before_ms,
+        p99_before_ms=None,
     )
 
 
@@ -51,7 +51,7 @@ async def first_response(
             "CloudWatch metrics",
             read(
                 CloudWatchActivities.check_metrics,
-                recovery_query(model, snapshot, None),
+                recovery_query(model, snapshot),
                 summary="Checks 1, 2: breaching metrics, Bedrock throttles",
             ),
         ),
@@ -135,11 +135,8 @@ async def first_response(
         await found(all_checks(), True)
 
 
-async def diagnose(checks: list[Check]) -> Diagnosis:
+async def diagnose(evidence: Evidence) -> Diagnosis:
     """Scenario 1's tree over everything the checks read; a recorded decision."""
-    evidence = Evidence()
-    for check in checks:
-        evidence = evidence.merge(check.evidence)
     return await decide(
         DecisionActivities.diagnose_throttle, DiagnoseThrottle(evidence=evidence), summary="Diagnose: scenario 1's tree"
     )

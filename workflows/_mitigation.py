@@ -1,7 +1,7 @@
 """Taking levers and giving them back, the same for every runbook."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
@@ -27,6 +27,11 @@ from workflows._step import failure, mutate
 def lease_id(run_id: str, lever: LeverName, attempt: int) -> str:
     """The id of the lease that a lever takes in one attempt; known before it is taken, so that it can be undone."""
     return f"{run_id}:{lever}:{attempt}"
+
+
+def demand_end(start: datetime, policy: Policy) -> datetime:
+    """Past the hold by the longest lease, so that a dead control plane lapses in the order of the way back."""
+    return start + policy.way_back.capacity_max_hold + policy.leases.cache_ttl_seconds
 
 
 def lease_request(
@@ -71,8 +76,7 @@ async def apply(input: MitigationInput, plan: MitigationPlan) -> MitigationResul
                 kind=DemandKind.EMERGENCY,
                 units=plan.units,
                 start=now,
-                # Past the hold by the longest lease: a dead control plane lapses in the order of the way back.
-                end=now + policy.way_back.capacity_max_hold + policy.leases.cache_ttl_seconds,
+                end=demand_end(now, policy),
                 reason=input.reason[:500],
                 asked_by=input.incident_id,
             )

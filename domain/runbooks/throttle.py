@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey
-from domain.incident import Lever, LeverName, LeverStatus, RecoveryCheck
+from domain.incident import Lever, LeverName, LeverStatus, Recovery, RecoveryCheck
 from domain.load import (
     LoadSnapshot,
     load_on,
@@ -339,10 +339,10 @@ def effects(model: str, load: LoadSnapshot) -> list[str]:
     return lines
 
 
-def recovered_how(load: LoadSnapshot, peak: float, recovery: RecoveryPolicy) -> tuple[str, str]:
+def recovered_how(load: LoadSnapshot, peak: float, recovery: RecoveryPolicy) -> tuple[Recovery, str]:
     """Whether the mitigation held under load or the demand went away, and at which share of the peak."""
     share = total_offered(load) / peak if peak else 0.0
-    kind = "recovered under load" if share >= recovery.under_load_share else "the demand went away"
+    kind: Recovery = "recovered under load" if share >= recovery.under_load_share else "the demand went away"
     return kind, f"{kind}: offered load was {share:.0%} of the incident's peak of {peak:,.0f} tokens/s"
 
 

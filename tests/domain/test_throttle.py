@@ -32,7 +32,7 @@ OFFERED = {
     "search": 2_950.0,
 }
 STARTS = "2026-11-30T00:05:00+09:00"
-PLANNED = {
+PLANNED: dict[EvidenceKey, Value | None] = {
     EvidenceKey.EVENT_CONFIGURED: True,
     EvidenceKey.EVENT_STARTS_AT: STARTS,
     EvidenceKey.EVENT_LEAD_SECONDS: 7200.0,

@@ -1,0 +1,199 @@
+"""The incident at work: its record, the flags that people and alarms set, and the small acts every part uses."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError
+
+from activities.cloudwatch import CloudWatchActivities
+from activities.pages import PageActivities
+from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, TimelineEntry, render_details
+from domain.load import LoadSnapshot, total_offered
+from domain.messages import Page, PolicySnapshot, load_query
+from workflows._mitigation import lease_id
+from workflows._step import failure, mutate, read
+
+T = TypeVar("T")
+
+ON_CALL = "on-call"
+SENIOR = "senior on-call"
+SENIOR_AND_TAM = "senior on-call and AWS TAM"
+AWS_SUPPORT = "on-call: contact AWS Support (Severity 1)"
+
+KEY = SearchAttributeKey.for_keyword("IncidentKey")
+PHASE = SearchAttributeKey.for_keyword("IncidentPhase")
+SEVERITY = SearchAttributeKey.for_keyword("Severity")
+CAUSE = SearchAttributeKey.for_keyword("Cause")
+SERVICE = SearchAttributeKey.for_keyword("Service")
+HOLDS_LEASES = SearchAttributeKey.for_bool("HoldsLeases")
+
+
+class Incident:
+    """Base of the incident workflow. `_recovery` and `_way_back` work on it."""
+
+    def __init__(self, record: IncidentRecord) -> None:
+        self.record = record
+        self.snapshot: PolicySnapshot | None = None
+        """Loaded first thing in `run`."""
+        self.approved_by: str | None = None
+        """Who approved the revert that runs or is about to; None: nobody, or it is over."""
+        self.release_asked: LeverName | None = None
+        self.abort_asked = False
+        self.alarm_returned = False
+        self.throttles_paged = False
+        self.attempt = 0
+        """How often levers were taken; part of every lease id."""
+        self.undo: list[str] = []
+        """Every lease that may ever have been taken, known before it is taken."""
+        self.background: list[asyncio.Task[None]] = []
+        self._pages = 0
+        self._shown: tuple[object, ...] = ()
+
+    @property
+    def now_snapshot(self) -> PolicySnapshot:
+        """The policy snapshot; only after `run` has loaded it."""
+        assert self.snapshot is not None
+        return self.snapshot
+
+    @property
+    def model(self) -> str:
+        """The model the incident is about; triage incidents have none and never ask."""
+        assert self.record.model is not None
+        return self.record.model
+
+    def next_attempt(self, *levers: LeverName) -> int:
+        """Count an attempt to take levers, and remember the leases it may take, so that they can be undone."""
+        self.attempt += 1
+        self.undo += [lease_id(self.record.run_id, lever, self.attempt) for lever in levers]
+        return self.attempt
+
+    # ------------------------------------------------------------ the record
+
+    def note(self, kind: str, text: str, who: str | None = None) -> None:
+        """Add a line to the timeline."""
+        self.record.timeline.append(
+            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": text, "who": who})
+        )
+        self.show()
+
+    def enter(self, phase: Phase, *, waiting_for: str, next_step: str, next_at: datetime | None = None) -> None:
+        """Say where the incident stands, who waits for whom, and what comes next and when."""
+        self.record.waiting_for, self.record.next_step, self.record.next_at = waiting_for, next_step, next_at
+        if phase is not self.record.phase:
+            self.record.phase = phase
+            self.note("phase", f"phase: {phase}")
+        self.show()
+
+    def set_lever(self, lever: Lever) -> None:
+        """Replace the lever of that name."""
+        kept = [other for other in self.record.levers if other.name is not lever.name]
+        order = list(LeverName)
+        self.record.levers = sorted([*kept, lever], key=lambda item: order.index(item.name))
+
+    def show(self) -> None:
+        """The record as the UI's details, and its search attributes when they changed."""
+        how_to = (
+            f"Decide with `runbooks incident approve {self.record.key} --why …` (or reject, extend, release, abort)."
+        )
+        workflow.set_current_details(render_details(self.record, how_to))
+        causes = self.record.diagnosis.causes if self.record.diagnosis else []
+        cause = causes[0].id if causes else ("unknown" if self.record.diagnosis else "")
+        holds = any(lever.lease for lever in self.record.held)
+        shown = (self.record.phase, cause, holds)
+        if shown == self._shown:
+            return
+        self._shown = shown
+        workflow.upsert_search_attributes(
+            [
+                KEY.value_set(self.record.key),
+                PHASE.value_set(self.record.phase),
+                SEVERITY.value_set(self.record.severity),
+                SERVICE.value_set(self.record.service),
+                HOLDS_LEASES.value_set(holds),
+                *([CAUSE.value_set(cause)] if cause else []),
+            ]
+        )
+
+    # ------------------------------------------------------------ small acts
+
+    async def reread(self) -> LoadSnapshot:
+        """The load now. Unreadable: an empty one, on which free levers still act and nothing is bought."""
+        try:
+            load = await read(
+                CloudWatchActivities.read_load,
+                load_query(self.now_snapshot.policy),
+                summary="Re-read the metrics of the alarm",
+            )
+        except ActivityError as error:
+            self.note("finding", f"the metrics could not be read, so nothing is bought: {failure(error)[1]}")
+            return LoadSnapshot(observed_at=workflow.now())
+        self.record.load_at_start = self.record.load_at_start or load
+        self.saw(total_offered(load))
+        return load
+
+    def saw(self, offered_tokens_per_second: float) -> None:
+        """Remember the incident's peak."""
+        peak = self.record.peak_offered_tokens_per_second
+        self.record.peak_offered_tokens_per_second = max(peak, offered_tokens_per_second)
+
+    def page(self, to: str, text: str) -> None:
+        """Page people, without waiting for it."""
+        self._pages += 1
+        self.note("page", f"paged {to}: {text}")
+        page = Page(
+            page_id=f"{self.record.run_id}-{self._pages}",
+            incident_id=self.record.incident_id,
+            severity=self.record.severity,
+            to=to,
+            text=text,
+        )
+
+        async def send() -> None:
+            try:
+                await mutate(PageActivities.page, page, summary=f"Page {to}")
+            except ActivityError as error:
+                self.note("note", f"a page to {to} could not be sent: {failure(error)[1]}")
+
+        self.background.append(asyncio.create_task(send()))
+
+    async def unless(self, stop: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of `work`, or None (and `work` cancelled) as soon as `stop` holds."""
+        task = asyncio.ensure_future(work)
+        await workflow.wait_condition(lambda: task.done() or stop())
+        if task.done():
+            return task.result()
+        task.cancel()
+        return None
+
+    # ------------------------------------------------------------ cost and progress, in words
+
+    def price_of(self, hold: timedelta) -> str:
+        """What holding the bought units for `hold` costs, e.g. `40 unit-hours, about 307 USD`; empty: none bought."""
+        if self.snapshot is None or not self.record.units_bought:
+            return ""
+        unit_hours = self.record.units_bought * (self.snapshot.clock.business_duration(hold) / timedelta(hours=1))
+        price = self.snapshot.policy.models[self.model].usd_per_unit_hour
+        return f"{unit_hours:.1f} unit-hours" + (f", about {unit_hours * price:,.0f} USD" if price else "")
+
+    @property
+    def running_cost(self) -> str:
+        """What the incident's capacity has cost so far."""
+        lever = self.record.lever(LeverName.CAPACITY)
+        if lever is None or lever.landed_at is None or lever not in self.record.held:
+            return "No bought capacity is running."
+        return f"Running cost so far: {self.price_of(workflow.now() - lever.landed_at)}."
+
+    @property
+    def capacity_progress(self) -> str:
+        """Which step of the capacity lever is in progress, and when it should land (SEED-CHECK 17)."""
+        lever = self.record.lever(LeverName.CAPACITY)
+        if lever is None or lever.applied_at is None or lever.status is not LeverStatus.IN_FORCE:
+            return "No capacity is on its way."
+        if lever.landed_at is not None:
+            return f"{self.record.units_bought} units landed at {lever.landed_at:%H:%M:%S} UTC."
+        lands = lever.applied_at + self.now_snapshot.policy.capacity.provisioning_lag
+        return f"{self.record.units_bought} units are being created and should land by {lands:%H:%M:%S} UTC."

@@ -1,0 +1,168 @@
+"""People decide the way back; it is guarded, staged and watched, and a lever whose release breaches is taken again."""
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from activities.cloudwatch import CloudWatchActivities
+from activities.decisions import DecisionActivities
+from domain.incident import Lever, LeverName, LeverStatus, Phase
+from domain.messages import GuardRelease, WatchRelease
+from workflows import _mitigation
+from workflows._evidence import recovery_query
+from workflows._record import ON_CALL, SENIOR, Incident
+from workflows._step import decide, failure, wait
+
+BY_POLICY = "policy: the hold ended"
+
+
+async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
+    """Wait for decisions and carry them out until nothing is held. `again`: the alarm returned; mitigate again.
+
+    The first hold to end starts the way back by itself after an hour in recovery; otherwise people are paged.
+    """
+    policy = incident.now_snapshot.policy
+    remind_at = workflow.now() + policy.escalation.approval_reminder
+    holds_ended_at: datetime | None = None
+    while incident.record.held and not incident.abort_asked:
+        hold = min((lever.hold_until for lever in incident.record.held if lever.hold_until), default=None)
+        if hold is not None and holds_ended_at is not None and hold <= holds_ended_at:
+            hold = None
+        incident.enter(
+            Phase.AWAITING_DECISION,
+            waiting_for="an approver to decide the way back",
+            next_step="remind people" if hold is None else "the first hold ends: the guarded way back, or a page",
+            next_at=hold or remind_at,
+        )
+        try:
+            await workflow.wait_condition(
+                lambda: bool(
+                    incident.approved_by or incident.abort_asked or incident.release_asked or incident.alarm_returned
+                ),
+                timeout=max(min(remind_at, hold or remind_at) - workflow.now(), timedelta(0)),
+                timeout_summary="Waiting for a person to decide the way back",
+            )
+        except TimeoutError:
+            now = workflow.now()
+            if hold is not None and now >= hold:
+                holds_ended_at = hold
+                _hold_ended(incident, now)
+            if now >= remind_at:
+                remind_at = now + policy.escalation.approval_reminder
+                if incident.record.acknowledged_by is None:
+                    incident.page(ON_CALL, f"{incident.record.key} waits for a decision. {incident.running_cost}")
+        if incident.alarm_returned or incident.abort_asked:
+            break
+        if incident.release_asked is not None:
+            await _give_back(incident, [incident.release_asked])
+            incident.release_asked = None
+        elif incident.approved_by is not None:
+            await _give_back(incident, [lever.name for lever in incident.record.held])
+            incident.approved_by = None
+    if incident.alarm_returned and incident.record.held and not incident.abort_asked:
+        incident.note("phase", "the alarm returned: mitigation again")
+        return "again"
+    return "done"
+
+
+def _hold_ended(incident: Incident, now: datetime) -> None:
+    recovered_at = incident.record.recovered_at
+    if recovered_at is not None and now - recovered_at >= incident.now_snapshot.policy.way_back.recovered_for:
+        incident.note("phase", "the first hold ended after long enough in recovery: the way back starts by itself")
+        incident.approved_by = BY_POLICY
+    else:
+        incident.page(SENIOR, f"a hold ended without long enough in recovery; the levers stay. {incident.running_cost}")
+
+
+async def _give_back(incident: Incident, names: list[LeverName]) -> None:
+    """Release levers in order, each guarded and watched; stops at the first that must stay or is taken again."""
+    record = incident.record
+    for name in names:
+        lever = record.lever(name)
+        if lever is None or lever.status is not LeverStatus.IN_FORCE or incident.abort_asked:
+            continue
+        incident.enter(Phase.REVERTING, waiting_for=f"the release of {name}", next_step=f"watch without {name}")
+        if not await _may_release(incident, lever):
+            return
+        lever.status = LeverStatus.RELEASING
+        incident.show()
+        try:
+            await _mitigation.release(lever, record.incident_id, f"way back of {record.key}")
+        except ActivityError as error:
+            lever.status = LeverStatus.IN_FORCE
+            lever.detail = f"could not be released: {failure(error)[1]}"
+            incident.page(SENIOR, f"{name} {lever.detail}")
+            return
+        lever.released_at = workflow.now()
+        incident.note("lever", f"{name}: {lever.after} → {lever.before}: released, watched now")
+        if not await _watch(incident, lever):
+            return
+        lever.status = LeverStatus.RELEASED
+        lever.detail = ""
+        incident.note("lever", f"{name}: released for good after a clean watch")
+
+
+async def _may_release(incident: Incident, lever: Lever) -> bool:
+    guard = await decide(
+        DecisionActivities.guard_release,
+        GuardRelease(
+            lever=lever.name,
+            held=[held.name for held in incident.record.held],
+            model=incident.model,
+            load=await incident.reread(),
+            policy=incident.now_snapshot.policy,
+        ),
+        summary=f"Guard: may {lever.name} be released?",
+    )
+    incident.note("finding", guard.why)
+    if not guard.may:
+        lever.detail = guard.why
+        incident.page(ON_CALL, f"the way back stops at {lever.name}: {guard.why}")
+    return guard.may
+
+
+async def _watch(incident: Incident, lever: Lever) -> bool:
+    """Watch a released lever; on a breach, or when the alarm returns, take it again. True: clean."""
+    way_back = incident.now_snapshot.policy.way_back
+    request = WatchRelease(
+        query=recovery_query(incident.model, incident.now_snapshot),
+        watch=way_back.stage_watch,
+        poll_interval=way_back.watch_poll_interval,
+    )
+    watched = await incident.unless(
+        lambda: incident.abort_asked or incident.alarm_returned,
+        wait(
+            CloudWatchActivities.watch_release,
+            request,
+            summary=f"Watch the service without {lever.name}",
+            at_most=request.watch,
+        ),
+    )
+    if incident.abort_asked:
+        return False
+    if watched is not None:
+        incident.record.recovery_checks = watched.checks or incident.record.recovery_checks
+        if not watched.breaches:
+            return True
+    await _take_again(incident, lever, "; ".join(watched.breaches) if watched is not None else "the alarm returned")
+    return False
+
+
+async def _take_again(incident: Incident, lever: Lever, why: str) -> None:
+    policy = incident.now_snapshot.policy
+    attempt = incident.next_attempt(lever.name)
+    changes: dict[str, Any] = {"released_at": None}
+    if lever.lease is not None:
+        lease = _mitigation.lease_id(incident.record.run_id, lever.name, attempt)
+        changes["lease"] = lever.lease.model_copy(update={"lease_id": lease})
+    if lever.demand is not None:
+        now = workflow.now()
+        changes["demand"] = lever.demand.model_copy(update={"start": now, "end": _mitigation.demand_end(now, policy)})
+    [taken] = await _mitigation.take([lever.model_copy(update=changes)])
+    if taken.status is LeverStatus.IN_FORCE:
+        taken.detail = f"taken again: {why}"
+    incident.set_lever(taken)
+    incident.note("lever", f"{lever.name} was released and is taken again ({taken.status}): {why}")
+    incident.page(ON_CALL, f"the way back stopped: without {lever.name} {why}; it is taken again")
