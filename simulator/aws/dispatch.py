@@ -1,8 +1,10 @@
 """One step around every operation that moto serves: faults before and after it, the audit trail behind it."""
 
 import json
+import re
 from typing import Any
 
+from moto.core.errors import COMMON_ERROR_CODES
 from moto.core.responses import ActionResult, BaseResponse
 
 from simulator.aws.errors import AwsError
@@ -13,6 +15,9 @@ from simulator.aws.world import ACCOUNT_ID, ENVIRON_KEY, World
 _QUERY_SERVICES = frozenset({"cloudwatch", "iam", "sns", "sts"})
 """Their access-denied code has no `Exception` at its end."""
 _IAM_PREFIXES = {"service-quotas": "servicequotas"}
+
+
+_ERROR_CODE = re.compile(r'"__type": "(?:[^"#]*#)?(?P<json>\w+)|<Code>(?P<xml>[\w.]+)')
 
 
 class ConnectionDropped(ConnectionError):
@@ -83,13 +88,16 @@ def _parameters(response: BaseResponse) -> dict[str, Any]:
 
 
 def _error_code(answer: Any) -> str | None:
-    status, headers, _ = answer
+    status, _, body = answer
     if int(status) < 400:
         return None
-    kind = headers.get("x-amzn-errortype") or headers.get("X-Amzn-ErrorType")
-    return str(kind or f"HTTP {status}").split(":")[0]
+    match = _ERROR_CODE.search(body if isinstance(body, str) else body.decode(errors="replace"))
+    return match["json"] or match["xml"] if match else f"HTTP {status}"
 
 
 def install() -> None:
     """Put it around every response class that does not dispatch by itself. Before the server starts."""
+    for code in ("AccessDenied", "AccessDeniedException", "InternalServerException", "ThrottlingException"):
+        if code not in COMMON_ERROR_CODES:  # else moto warns where a service's model does not have it
+            COMMON_ERROR_CODES.append(code)
     BaseResponse._dispatch = dispatch  # type: ignore[method-assign]

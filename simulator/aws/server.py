@@ -10,7 +10,6 @@ import logging
 import re
 import socket
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -119,7 +118,10 @@ class _Server(ThreadedWSGIServer):
 
     def __init__(self, host: str, port: int, app: Any) -> None:
         self.connections: set[socket.socket] = set()
-        super().__init__(host, port, app, handler=_Handler)
+        # Bound here: werkzeug ends the process when the port is taken.
+        with socket.create_server((host, port), backlog=128) as listener:
+            super().__init__(host, port, app, handler=_Handler, fd=listener.fileno())
+        self.port = self.server_address[1]
 
     def cut(self) -> None:
         """Close every connection that clients keep."""
@@ -320,7 +322,5 @@ def _dumped(models: Iterable[BaseModel]) -> list[Any]:
 
 def _install() -> None:
     """Everything of ours that takes the place of moto's. Idempotent."""
-    # Faults may answer with AWS's common errors, which no service's model has.
-    warnings.filterwarnings("ignore", message=r"Exception\(AwsError\) with code")
     for module in (dispatch, bedrock, cloudtrail, cloudwatch, ecs, sns, sqs):
         module.install()
