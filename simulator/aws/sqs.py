@@ -1,5 +1,10 @@
-"""SQS: two pollers that wait on one queue do not both receive the message that wakes them, as they do in moto."""
+"""SQS: one message wakes one poller, and a poller that has gone away takes none with it.
 
+In moto two pollers that wait on one queue both receive the message that wakes them, and a long poll goes on, and
+receives, after its client was killed.
+"""
+
+import socket
 import threading
 import time
 from typing import Any
@@ -8,9 +13,12 @@ from moto.core.responses import ActionResult
 from moto.sqs import urls
 from moto.sqs.responses import SQSResponse
 
+from simulator.aws.world import ENVIRON_KEY
+
 _receiving = threading.Lock()
 """Held while messages are taken, never while waiting for one."""
 _MAX_WAIT_SECONDS = 20
+_LOOK_EVERY_SECONDS = 1
 
 
 class OneReceiverResponse(SQSResponse):
@@ -31,7 +39,19 @@ class OneReceiverResponse(SQSResponse):
             left = deadline - time.monotonic()
             if answer.result or left <= 0:
                 return answer
-            queue.wait_for_messages(min(1, left))
+            queue.wait_for_messages(min(_LOOK_EVERY_SECONDS, left))
+            if self._nobody_waits():
+                raise ConnectionAbortedError("the poller has gone away")
+
+    def _nobody_waits(self) -> bool:
+        environ = self.normalized_request.environ
+        connection: socket.socket = environ["werkzeug.socket"]
+        if environ[ENVIRON_KEY].stopping.is_set():
+            return True
+        try:
+            return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
 
 
 def install() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -112,3 +113,21 @@ def test_a_taken_port_is_said() -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 1
     assert f"port {port} on 127.0.0.1 cannot be used" in ended.stderr
+
+
+def test_a_killed_poller_takes_nothing(account: Account) -> None:
+    """SQS developer guide, "long polling": it ends with its connection; what comes then is for the next poller."""
+    url, _ = account.queue("alarms")
+    sqs = account.client("sqs")
+    poller = http.client.HTTPConnection(str(urlsplit(account.endpoint_url).netloc), timeout=5)
+    headers = {
+        "X-Amz-Target": "AmazonSQS.ReceiveMessage",
+        "Content-Type": "application/x-amz-json-1.0",
+        "Authorization": f"AWS4-HMAC-SHA256 Credential=test/20260101/{account.region}/sqs/aws4_request, Signature=0",
+    }
+    poller.request("POST", "/", json.dumps({"QueueUrl": url, "WaitTimeSeconds": 20}), headers)
+    time.sleep(0.2)  # until it waits
+    poller.close()
+    sqs.send_message(QueueUrl=url, MessageBody="for the living")
+    received = sqs.receive_message(QueueUrl=url, WaitTimeSeconds=2).get("Messages", [])
+    assert [message["Body"] for message in received] == ["for the living"]
