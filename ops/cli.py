@@ -131,11 +131,12 @@ def show(
         if as_json:
             _print_json(found.model_dump(mode="json"))
             return 0
-        from ops.views import Times, console, incident_view
+        from ops.views import SHOWN_TIMELINE, Times, console, incident_view
 
         capacity = await _capacity(service, found.record.model)
         times = Times(datetime.now(UTC), settings.clock)
-        console().print(incident_view(found, times, capacity, whole_timeline=whole))
+        lines = len(found.record.timeline) if whole else SHOWN_TIMELINE
+        console().print(incident_view(found, times, capacity, timeline=lines))
         return 0
 
     _run(work, as_json)
@@ -193,7 +194,7 @@ async def _watch(service: "OpsService", settings: "Settings", key: str, as_json:
                     break
             await asyncio.sleep(WATCH_EVERY_SECONDS)
     if not as_json:
-        out.print(incident_view(found, times, whole_timeline=live is not None))
+        out.print(incident_view(found, times, timeline=0 if live is None else len(found.record.timeline)))
     return 0
 
 

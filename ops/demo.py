@@ -180,22 +180,20 @@ class _Show:
         """The current line."""
         parts = [doing]
         if self.business is not None:
-            parts.insert(0, f"{self.business(datetime.now(UTC)).astimezone(TOKYO):%A %H:%M} in Tokyo")
+            parts.insert(0, f"{self.business(datetime.now(UTC)).astimezone(TOKYO):%A %H:%M}")
         if load is not None:
             model = load.model(MODEL)
-            for name, value, unit in (
-                ("offered", total_offered(load), "tokens/s"),
-                (MODEL, model.sent_tokens_per_second, f"of {model.capacity_tokens_per_second or 0:,.0f}"),
-                ("throttles", model.throttles, ""),
-                ("queue", load.queue_depth, ""),
-                ("P99", load.p99_ms, "ms"),
-                ("fallbacks", load.fallback_percent, "%"),
-                ("hits", None if load.hit_rate is None else load.hit_rate * 100, "%"),
-            ):
-                if value is not None:
-                    parts.append(f"{name} {value:,.0f} {unit}".rstrip())
+            parts.append(f"{total_offered(load):,.0f} tokens/s offered")
+            if model.sent_tokens_per_second is not None and model.capacity_tokens_per_second is not None:
+                parts.append(f"{MODEL} {model.sent_tokens_per_second:,.0f} of {model.capacity_tokens_per_second:,.0f}")
+            if model.throttles is not None:
+                parts.append(f"throttles {model.throttles:,.0f}")
+            if load.p99_ms is not None:
+                parts.append(f"P99 {load.p99_ms / 1000:.1f} s")
+            if load.hit_rate is not None:
+                parts.append(f"hits {load.hit_rate:.0%}")
         text = " · ".join(parts)
-        self.status.update(Text(text, overflow="ellipsis", no_wrap=True))
+        self.status.update(Text(text[: self.out.width - 3]))
         if not self.out.is_terminal and time.monotonic() - self._said_at > QUIET_SECONDS:
             self.line(text, "dim")
 
@@ -412,7 +410,7 @@ class _Play:
             self._said = len(record.timeline)
         if self._incident is not None and self._bought_at is None:
             await self._note_purchase()
-        self._show.now(self._load, f"until {waiting_until}")
+        self._show.now(self._load, f"waiting until {waiting_until}")
 
     async def _note_purchase(self) -> None:
         """When Bedrock accepted the request for the emergency's units, by its own clock."""

@@ -135,11 +135,11 @@ def incident_table(rows: Iterable[IncidentRow], times: Times) -> Table:
 
 
 def incident_view(
-    incident: Incident, times: Times, capacity: CapacityState | None = None, *, whole_timeline: bool = False
+    incident: Incident, times: Times, capacity: CapacityState | None = None, *, timeline: int = SHOWN_TIMELINE
 ) -> RenderableType:
-    """Everything about one incident, the most urgent first."""
+    """Everything about one incident, the most urgent first; at most `timeline` lines of what happened, the newest."""
     record = cleaned(incident.record)
-    parts: list[RenderableType] = [_head(record, incident.ended, times)]
+    parts: list[RenderableType] = [*_head(record, incident.ended, times)]
     if record.levers:
         parts.append(_levers(record.levers, times))
     if record.recovery_checks:
@@ -148,21 +148,24 @@ def incident_view(
     if capacity is not None:
         facts.append(_capacity(cleaned(capacity)))
     if record.recovery:
-        facts.append(f"Recovery: {record.recovery}. {record.recovery_detail}".strip())
-    parts += [Text(f"  {fact}") for fact in facts]
+        facts.append(record.recovery_detail or record.recovery)
+    if facts:
+        parts.append(_grid(("·", fact) for fact in facts))
     if record.decisions:
         parts.append(Text("\nDecisions", "bold"))
-        parts += [
-            Text(f"  {times.at(item.at)}  {item.who}: {item.action}, {item.outcome} ({item.message})  “{item.why}”")
-            for item in record.decisions
-        ]
-    parts += _section("Still held", record.still_held) + _section("To do", record.to_do)
-    shown = record.timeline if whole_timeline else record.timeline[-SHOWN_TIMELINE:]
-    if shown:
+        parts.append(
+            _grid(
+                (times.at(item.at), f"{item.who}: {item.action}: {item.outcome}: {item.message} (why: {item.why})")
+                for item in record.decisions
+            )
+        )
+    for title, lines in (("Still held", record.still_held), ("To do", record.to_do)):
+        if lines:
+            parts += [Text(f"\n{title}", "bold"), _grid(("-", line) for line in lines)]
+    if shown := record.timeline[-timeline:] if timeline else []:
         hidden = len(record.timeline) - len(shown)
-        parts.append(Text("\nWhat happened" + (f" (the last {len(shown)}; --all shows {hidden} more)" * bool(hidden)),
-                          "bold"))  # fmt: skip
-        parts += [Text(f"  {timeline_line(entry, times)}") for entry in shown]
+        more = f" (the last {len(shown)}; --all shows {hidden} more)" if hidden else ""
+        parts += [Text(f"\nWhat happened{more}", "bold"), _grid(_timeline_cells(entry, times) for entry in shown)]
     if record.phase is Phase.AWAITING_DECISION and incident.ended is None:
         parts.append(Text("\n" + how_to_decide(record.key), "magenta"))
     if record.report_path:
@@ -172,51 +175,51 @@ def incident_view(
 
 def timeline_line(entry: TimelineEntry, times: Times) -> str:
     """One line of the incident's history. `entry` comes from a cleaned record."""
+    return "  ".join(_timeline_cells(entry, times))
+
+
+def _timeline_cells(entry: TimelineEntry, times: Times) -> tuple[str, str, str]:
     business = times.business(entry.at)
-    who = f"{entry.who}: " if entry.who else ""
-    return f"{times.at(entry.at)}{f' [{business}]' if business else ''}  {entry.kind:<8} {who}{entry.text}"
+    when = times.at(entry.at) + (f" [{business}]" if business else "")
+    return when, f"{entry.kind:<8}", (f"{entry.who}: " if entry.who else "") + entry.text
 
 
 def how_to_decide(key: str) -> str:
     """The commands that answer an incident which waits for a decision."""
-    return "\n".join(
-        f'  runbooks incident {command} {key} --why "..."{options:<10}  {meaning}'
-        for command, options, meaning in (
-            ("approve", "", "let the staged way back begin"),
-            ("reject", "", "keep the levers for now"),
-            ("extend", " --by 2h", "hold the levers longer"),
-        )
+    commands = {
+        f'runbooks incident approve {key} --why "..."': "let the staged way back begin",
+        f'runbooks incident reject {key} --why "..."': "keep the levers for now",
+        f'runbooks incident extend {key} --by 2h --why "..."': "hold the levers longer",
+    }
+    width = max(map(len, commands))
+    return "\n".join(f"  {command:<{width}}  {meaning}" for command, meaning in commands.items())
+
+
+def _head(record: IncidentRecord, ended: str | None, times: Times) -> list[RenderableType]:
+    title = Text.assemble(
+        (record.phase.upper().replace("-", " "), _PHASE_STYLES[record.phase]),
+        f"  {record.severity}  ",
+        (record.key, "bold"),
     )
-
-
-def _head(record: IncidentRecord, ended: str | None, times: Times) -> Text:
-    head = Text()
-    head.append(record.phase.upper().replace("-", " "), _PHASE_STYLES[record.phase])
-    head.append(f"  {record.severity}  ")
-    head.append(record.key, "bold")
     business = times.business(record.opened_at)
-    head.append(f"\n  opened       {times.both(record.opened_at)}" + (f", {business}" if business else ""))
-    if ended is not None and record.phase is not Phase.CLOSED:
-        head.append(f"\n  its workflow was {ended} before the incident was closed: what it holds lapses by itself; "
-                    "check the knobs and the capacity", "bold red")  # fmt: skip
+    told = "once" if record.alarm_times == 1 else f"{record.alarm_times} times"
     state = "on" if record.alarm_on else "off"
-    head.append(f"\n  alarm        {record.alarm.alarm_name} ({state}, told {record.alarm_times} times)")
-    if record.alarm.reason:
-        head.append(f"\n               {record.alarm.reason}")
-    if record.diagnosis:
-        head.append(f"\n  cause        {record.diagnosis.sentence}")
-    if record.acknowledged_by:
-        head.append(f"\n  seen by      {record.acknowledged_by}")
-    if record.closed_at:
-        head.append(f"\n  closed       {times.both(record.closed_at)}")
-    elif record.waiting_for:
-        head.append("\n  waiting for  ").append(record.waiting_for, "bold")
-    if record.next_step:
-        when = f", {times.both(record.next_at)}" if record.next_at else ""
-        head.append(f"\n  next         {record.next_step}{when}")
-    if record.outcome:
-        head.append(f"\n  outcome      {record.outcome}")
-    return head
+    lines = {
+        "opened": times.both(record.opened_at) + (f", {business}" if business else ""),
+        "alarm": f"{record.alarm.alarm_name} ({state}, told {told}). {record.alarm.reason}",
+        "cause": record.diagnosis.sentence if record.diagnosis else "",
+        "seen by": record.acknowledged_by or "",
+        "closed": times.both(record.closed_at) if record.closed_at else "",
+        "waiting for": "" if ended else record.waiting_for,
+        "next": "" if ended else record.next_step + (f", {times.both(record.next_at)}" if record.next_at else ""),
+        "outcome": record.outcome,
+    }
+    parts: list[RenderableType] = [title]
+    if ended is not None and record.phase is not Phase.CLOSED:
+        warning = f"Its workflow was {ended} before the incident was closed: what it holds lapses by itself. "
+        parts.append(Text(warning + "Check the knobs and the capacity.", "bold red"))
+    strong = {"waiting for": "bold"}
+    return [*parts, _grid((name, Text(text, strong.get(name, ""))) for name, text in lines.items() if text)]
 
 
 def _levers(levers: list[Lever], times: Times) -> Table:
@@ -230,7 +233,7 @@ def _levers(levers: list[Lever], times: Times) -> Table:
             Text(lever.status, _LEVER_STYLES[lever.status]),
             times.at(since) if since else "-",
             times.both(lever.hold_until) if held and lever.hold_until else "-",
-            lever.detail or lever.why,
+            lever.detail or (lever.why if lever.status is LeverStatus.NOT_NEEDED else "-"),
         )
     return table
 
@@ -260,8 +263,16 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _section(title: str, lines: list[str]) -> list[RenderableType]:
-    return [Text(f"\n{title}", "bold"), *(Text(f"  - {line}") for line in lines)] if lines else []
+def _grid(rows: Iterable[tuple[str | Text, ...]]) -> Table:
+    """Columns without lines; a long text in the last one wraps under itself."""
+    grid = Table.grid(padding=(0, 2))
+    for n, row in enumerate(rows):
+        if n == 0:
+            for column in range(len(row)):
+                last = column == len(row) - 1
+                grid.add_column(overflow="fold", no_wrap=not last, style="" if last else "dim")
+        grid.add_row(*row)
+    return grid
 
 
 def _phase(phase: str) -> Text:

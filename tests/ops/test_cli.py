@@ -241,7 +241,7 @@ async def test_watch_prints_each_change_and_ends_with_the_incident(stack: Stack,
         await OpsService(client, Settings(token_key_file=stack.state_dir / "token.key")).approve(key, approver, "done")
         code, out, _ = await watching
         assert code == ExitCode.OK
-        assert out.count("the alarm went on") == 1 + 1  # as it happened, and in the last view
+        assert out.count("the alarm went on") == 1
         assert "waiting for an approver" in out
         assert "approver@example.com: approved: done" in out
         code, out, _ = await as_json
@@ -325,7 +325,7 @@ async def test_errors_say_what_is_wrong_and_what_to_do(
         assert caught.value.exit_code is ExitCode.NOT_POSSIBLE
         code, out, _ = await runbooks(stack, "incident", "show", key)
         assert code == ExitCode.OK
-        assert "its workflow was terminated" in out
+        assert "Its workflow was terminated" in out
 
 
 async def wait_listed(service: OpsService, key: str) -> None:
@@ -353,6 +353,7 @@ async def test_without_a_worker(
     await client.get_workflow_handle(incident_id(key)).terminate("test")
 
 
+@pytest.mark.timeout(300)
 async def test_thirty_runs_end_with_no_exit_code_but_their_own(stack: Stack) -> None:
     """A process that used a Temporal client often crashes at interpreter exit (sdk-python issue 300)."""
     limit = asyncio.Semaphore(os.cpu_count() or 1)
