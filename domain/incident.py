@@ -207,37 +207,49 @@ class IncidentRecord(BaseModel):
 def render_details(record: IncidentRecord, how_to: str) -> str:
     """The incident at this moment, as Markdown for the Temporal UI.
 
-    `how_to` is one line on how to decide. Text from outside (alarm names) is put in code spans without backticks.
+    `how_to` is one line on how to decide. Text from outside (alarm names) stands in code spans.
     """
-    lines = [f"# {record.phase.upper()}: {quoted(record.key)}", ""]
-    lines.append(f"**What is wrong**: alarm {quoted(record.alarm.alarm_name)} ({quoted(record.alarm.reason)}).")
-    if record.diagnosis:
-        lines.append(f"**Cause**: {record.diagnosis.sentence}")
-    lines.append("")
-    lines.append("**What we changed**:" if record.levers else "**What we changed**: nothing")
-    lines += [
-        f"- {lever.name}: {lever.before} → {lever.after}: **{lever.status}**"
-        + (f", at most until {utc(lever.hold_until)}" if lever.hold_until and lever in record.held else "")
-        + (f" ({lever.detail})" if lever.detail else "")
-        for lever in record.levers
+    reason = record.alarm.reason.rstrip(". ") or "no reason given"
+    parts = [
+        f"# {record.phase.upper()}: {quoted(record.key)}",
+        f"**What is wrong**: alarm {quoted(record.alarm.alarm_name)} ({quoted(reason)}).",
     ]
+    if record.diagnosis:
+        parts.append(f"**Cause**: {record.diagnosis.sentence}")
+    parts.append("**What we changed**:" if record.levers else "**What we changed**: nothing")
+    if record.levers:
+        parts.append("\n".join(_lever_line(lever, lever in record.held) for lever in record.levers))
     if record.recovery_checks:
-        lines += ["", "| measure | now | target | met since |", "|---|---|---|---|"]
-        lines += [
-            f"| {check.name} | {'no data' if check.value is None else f'{check.value:g} {check.unit}'} "
-            f"| {check.target:g} {check.unit} | {utc(check.since) if check.met and check.since else 'not met'} |"
-            for check in record.recovery_checks
-        ]
-    lines += ["", f"**Waiting for**: {record.waiting_for or 'nobody'}"]
+        rows = [_check_row(check) for check in record.recovery_checks]
+        parts.append("\n".join(["| measure | now | target | met since |", "|---|---|---|---|", *rows]))
+    if record.recovery_detail:
+        parts.append(f"**Recovery**: {record.recovery_detail}.")
+    parts.append(f"**Waiting for**: {record.waiting_for or 'nobody'}")
     if record.next_step:
-        lines.append(f"**Next**: {record.next_step}" + (f", {utc(record.next_at)}" if record.next_at else ""))
+        parts.append(f"**Next**: {record.next_step}" + (f", at {utc(record.next_at)}" if record.next_at else ""))
     if record.phase is Phase.AWAITING_DECISION:
-        lines += ["", how_to]
+        parts.append(how_to)
     if record.to_do:
-        lines += ["", "**To do**:", *(f"- {item}" for item in record.to_do)]
+        parts += ["**To do**:", "\n".join(f"- {item}" for item in record.to_do)]
     if record.outcome:
-        lines += ["", record.outcome]
-    return "\n".join(lines)
+        parts.append(f"**How it ended**: {record.outcome}")
+    if record.report_path:
+        parts.append(f"**Report**: {quoted(record.report_path)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _lever_line(lever: Lever, held: bool) -> str:
+    until = f", at most until {utc(lever.hold_until)}" if lever.hold_until and held else ""
+    detail = f" ({lever.detail})" if lever.detail else ""
+    return f"- {lever.name}: {lever.before} → {lever.after}: **{lever.status}**{until}{detail}"
+
+
+def _check_row(check: RecoveryCheck) -> str:
+    now = "no data" if check.value is None else f"{check.value:,.3g} {check.unit}"
+    if check.value is not None and abs(check.value) >= 1000:
+        now = f"{check.value:,.0f} {check.unit}"
+    since = utc(check.since) if check.met and check.since else "**not met**"
+    return f"| {check.name} | {now} | {check.target:g} {check.unit} | {since} |"
 
 
 def quoted(text: str) -> str:

@@ -1,6 +1,7 @@
 """The six universal first-response checks, read in parallel within a budget, and the diagnosis."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -117,7 +118,13 @@ async def first_response(
 
     now = workflow.now()
     tasks = [asyncio.create_task(one(name, awaitable, now)) for name, awaitable in reads]
-    _, pending = await workflow.wait(tasks, timeout=policy.evidence.budget.total_seconds())
+    with contextlib.suppress(TimeoutError):
+        await workflow.wait_condition(
+            lambda: all(task.done() for task in tasks),
+            timeout=policy.evidence.budget,
+            timeout_summary="Evidence budget: mitigation does not wait longer",
+        )
+    pending = [task for task in tasks if not task.done()]
     late = [
         Check(
             name=name,
@@ -131,7 +138,7 @@ async def first_response(
     ]
     await found(all_checks() + late, not pending)
     if pending:
-        await workflow.wait(tasks)
+        await workflow.wait(pending)
         await found(all_checks(), True)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ChildWorkflowError
@@ -41,7 +41,7 @@ from workflows._way_back import decide_way_back
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
-BACKGROUND_SECONDS = 30
+BACKGROUND = timedelta(seconds=30)
 """How long the report waits for late evidence and pages that are still being sent."""
 
 
@@ -319,8 +319,12 @@ class IncidentWorkflow(DecidedByPeople):
         return f"{'Aborted' if self.abort_asked else 'Closed'}: {recovery}; {rest}."
 
     async def _report(self) -> None:
-        if self.background:
-            await workflow.wait(self.background, timeout=BACKGROUND_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: all(task.done() for task in self.background),
+                timeout=BACKGROUND,
+                timeout_summary="Late evidence, and pages that are still being sent",
+            )
         self.record.closed_at = workflow.now()
         self.show()
         try:
