@@ -1,8 +1,8 @@
 """`python -m simulator`: AWS on a port, and MangaAssist living in it, until SIGTERM or Ctrl-C.
 
 Where things are and what time it is comes from the same environment as the product's processes: `RUNBOOKS_REDIS_URL`,
-`RUNBOOKS_AWS_REGION`, `RUNBOOKS_EVENT_TABLE`, `RUNBOOKS_ECS_CLUSTER`, `RUNBOOKS_ECS_SERVICE` and
-`RUNBOOKS_REHEARSAL_REAL_START`, `_BUSINESS_START`, `_SPEED`.
+`RUNBOOKS_AWS_REGION`, `RUNBOOKS_EVENT_TABLE`, `RUNBOOKS_ECS_CLUSTER`, `RUNBOOKS_ECS_SERVICE`, `RUNBOOKS_POLICY_FILE`
+and `RUNBOOKS_REHEARSAL_REAL_START`, `_BUSINESS_START`, `_SPEED`.
 """
 
 import argparse
@@ -11,11 +11,14 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from domain.clock import RehearsalClock
 from domain.policy import Policy
@@ -62,6 +65,21 @@ def clock_of(env: Mapping[str, str]) -> RehearsalClock:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{_CLOCK[str(first['loc'][0])]}: {first['input']!r}: {first['msg']}") from error
+
+
+def policy_of(env: Mapping[str, str]) -> Policy:
+    """The policy that the product's processes read: MangaAssist is configured by it, too.
+
+    Raises:
+        ValueError: the file cannot be read or is no policy.
+    """
+    path = env.get("RUNBOOKS_POLICY_FILE")
+    if not path:
+        return Policy()
+    try:
+        return Policy.model_validate(YAML(typ="safe").load(Path(path)) or {})
+    except (OSError, YAMLError) as error:
+        raise ValueError(f"RUNBOOKS_POLICY_FILE: {path}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,7 +133,7 @@ class _Control:
             {
                 "starts_at": spike.starts_at.isoformat(),
                 "multiplier": spike.multiplier,
-                "minutes": spike.lasts.seconds / 60,
+                "minutes": spike.lasts / timedelta(minutes=1),
             }
             for spike in world.spikes
         ]
@@ -149,9 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     control = _Control()
     try:
         clock = clock_of(os.environ)
-        metric_period(Policy(), clock.speed)
+        policy = policy_of(os.environ)
+        metric_period(policy, clock.speed)
         region = places.get("aws_region", WorldOptions.aws_region)
-        config = AwsConfig(host=given.host, port=given.port, speed=clock.speed, region=region)
+        quotas = {model.provisioned_model_id: model.ceiling_units for model in policy.models.values()}
+        config = AwsConfig(host=given.host, port=given.port, speed=clock.speed, region=region, model_unit_quotas=quotas)
         aws = AwsSimulator(config, {"ready": control.ready, "traffic": control.traffic})
     except ValueError as error:
         parser.error(str(error))
@@ -165,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             event_row=Row(given.event_row),
             **places,
         )
-        world = World(options, clock, Policy())
+        world = World(options, clock, policy)
         made = _seed(world, stop)
         if made is None:
             return

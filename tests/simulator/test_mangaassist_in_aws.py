@@ -327,6 +327,7 @@ def test_a_speed_that_makes_impossible_periods_is_refused(speed: float) -> None:
     [
         ([], {"RUNBOOKS_REHEARSAL_SPEED": "90"}, "speed 90: makes the metric period of 60 s 0.666667 s"),
         ([], {"RUNBOOKS_REHEARSAL_SPEED": "fast"}, "RUNBOOKS_REHEARSAL_SPEED: 'fast'"),
+        ([], {"RUNBOOKS_POLICY_FILE": "/no/policy.yaml"}, "RUNBOOKS_POLICY_FILE: /no/policy.yaml: "),
         (["--event-row", "odd"], {}, "invalid choice: 'odd'"),
     ],
 )
