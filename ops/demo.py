@@ -220,15 +220,16 @@ async def _run(options: _Options, show: _Show, result: DemoResult) -> None:
             play = _Play(stack, options, show, result)
             try:
                 await stack.guard(play.play())
-            except (DemoFailed, OpsError):
+            except (DemoFailed, OpsError) as error:
                 if options.keep:
-                    show.line(f"The stack stays up for a look (--keep): source {stack.state_dir / 'env'}", "yellow")
-                    show.now(None, "Ctrl-C stops everything")
-                    await stack.guard(asyncio.Event().wait())
+                    show.line(error.message, "bold red")
+                    await _stay(stack, show)
                 raise
             if options.keep:
-                show.status.stop()
-                await _stay(stack, options, show, result)
+                if options.as_json:
+                    result.seconds = round(time.monotonic() - show.started, 1)
+                    print(result.model_dump_json(), flush=True)
+                await _stay(stack, show)
             show.now(None, "stopping")
     left = [pid for pid in pids if psutil.pid_exists(pid)]
     result.stopped = not left
@@ -238,18 +239,17 @@ async def _run(options: _Options, show: _Show, result: DemoResult) -> None:
     show.line(f"Every process is stopped. The demo took {result.seconds:g} s.", "bold green")
 
 
-async def _stay(stack: Stack, options: _Options, show: _Show, result: DemoResult) -> None:
+async def _stay(stack: Stack, show: _Show) -> None:
     """The stack stays up until Ctrl-C, which is a good end."""
+    show.status.stop()
     show.out.print(f"\nThe stack stays up. To explore it, in another shell:\n  source {stack.state_dir / 'env'}")
     show.out.print(f"  runbooks incident show {KEY} --all\n  runbooks incident list")
     show.out.print("Ctrl-C here stops everything.", style="bold")
-    if options.as_json:
-        print(result.model_dump_json(), flush=True)
     task = asyncio.current_task()
+    assert task is not None
     try:
         await stack.guard(asyncio.Event().wait())
     except asyncio.CancelledError:
-        assert task is not None
         task.uncancel()
 
 

@@ -118,9 +118,9 @@ class Times:
 
 def incident_table(rows: Iterable[IncidentRow], times: Times) -> Table:
     """A list of incidents."""
-    table = _table("incident", "phase", "severity", "cause", "opened", "waiting for")
+    table = _table("incident", "phase", "sev.", "cause", "opened", "waiting for", whole=2)
     for row in map(cleaned, rows):
-        over = f"closed {times.both(row.closed_at)}" if row.closed_at else ""
+        over = f"closed {times.ago(row.closed_at)}" if row.closed_at else ""
         if row.ended not in (None, "completed"):
             over = f"{row.ended}! {over}"
         table.add_row(
@@ -128,7 +128,7 @@ def incident_table(rows: Iterable[IncidentRow], times: Times) -> Table:
             _phase(row.phase),
             row.severity,
             row.cause or "-",
-            times.both(row.opened_at),
+            times.ago(row.opened_at),
             row.waiting_for or over or "-",
         )
     return table
@@ -223,7 +223,7 @@ def _head(record: IncidentRecord, ended: str | None, times: Times) -> list[Rende
 
 
 def _levers(levers: list[Lever], times: Times) -> Table:
-    table = _table("lever", "before → after", "state", "since", "at most until", "detail")
+    table = _table("lever", "before → after", "state", "since", "at most until", "detail", whole=1)
     for lever in levers:
         since = lever.released_at or lever.landed_at or lever.applied_at
         held = lever.status in (LeverStatus.APPLYING, LeverStatus.IN_FORCE, LeverStatus.RELEASING)
@@ -279,8 +279,9 @@ def _phase(phase: str) -> Text:
     return Text(phase, _PHASE_STYLES.get(Phase(phase), "") if phase in set(Phase) else "")
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, whole: int = 0) -> Table:
+    """A table whose first `whole` columns are never wrapped."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for n, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=n < whole)
     return table

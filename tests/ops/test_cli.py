@@ -165,16 +165,26 @@ def token(stack: Stack, role: Role) -> str:
     return stack.tokens[role].read_text()
 
 
-async def runbooks(stack: Stack, *arguments: str, env: dict[str, str] | None = None) -> tuple[int | None, str, str]:
-    """Runs the command as a person would; answers exit code, stdout, stderr."""
-    process = await asyncio.create_subprocess_exec(
+async def spawn(stack: Stack, *arguments: str, env: dict[str, str] | None = None) -> asyncio.subprocess.Process:
+    """Starts the command as a person would."""
+    return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "ops.cli", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**stack.process_env(), "COLUMNS": "160", **(env or {})},
     )
+
+
+async def runbooks(stack: Stack, *arguments: str, env: dict[str, str] | None = None) -> tuple[int | None, str, str]:
+    """Runs the command to its end; answers exit code, stdout, stderr."""
+    process = await spawn(stack, *arguments, env=env)
     out, err = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, out.decode(), err.decode()
+
+
+async def first_line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
 
 
 async def test_list_show_and_the_decisions(stack: Stack, client: Client) -> None:
@@ -234,35 +244,27 @@ async def test_watch_prints_each_change_and_ends_with_the_incident(stack: Stack,
     key = "bedrock-throttle:watched"
     async with working(client):
         await start(client, key)
-        watching = asyncio.create_task(runbooks(stack, "incident", "watch", key))
-        as_json = asyncio.create_task(runbooks(stack, "incident", "watch", key, "--json"))
-        await asyncio.sleep(2.5)
+        watching, as_json = [await spawn(stack, "incident", "watch", key, *more) for more in ((), ("--json",))]
+        assert "the alarm went on" in await first_line(watching)
+        assert json.loads(await first_line(as_json))["record"]["phase"] == "awaiting-decision"
         approver = token(stack, Role.APPROVER)
         await OpsService(client, Settings(token_key_file=stack.state_dir / "token.key")).approve(key, approver, "done")
-        code, out, _ = await watching
-        assert code == ExitCode.OK
-        assert out.count("the alarm went on") == 1
-        assert "waiting for an approver" in out
-        assert "approver@example.com: approved: done" in out
-        code, out, _ = await as_json
-        assert code == ExitCode.OK
-        phases = [json.loads(line)["record"]["phase"] for line in out.splitlines()]
-        assert phases[0] == "awaiting-decision"
-        assert phases[-1] == "closed"
+        out, _ = await asyncio.wait_for(watching.communicate(), 60)
+        assert watching.returncode == ExitCode.OK
+        assert b"waiting for an approver" in out
+        assert b"approver@example.com: approved: done" in out
+        assert b"the alarm went on" not in out
+        out, _ = await asyncio.wait_for(as_json.communicate(), 60)
+        assert as_json.returncode == ExitCode.OK
+        assert json.loads(out.splitlines()[-1])["record"]["phase"] == "closed"
 
 
 async def test_ctrl_c_ends_only_the_watching(stack: Stack, client: Client) -> None:
     key = "bedrock-throttle:interrupted"
     async with working(client):
         await start(client, key)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "ops.cli", "incident", "watch", key),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=stack.process_env(),
-        )
-        assert process.stdout is not None
-        assert b"the alarm went on" in await asyncio.wait_for(process.stdout.readline(), 30)
+        process = await spawn(stack, "incident", "watch", key)
+        assert "the alarm went on" in await first_line(process)
         process.send_signal(signal.SIGINT)
         _, err = await asyncio.wait_for(process.communicate(), 30)
         assert (process.returncode, err) == (ExitCode.OK, b"")
