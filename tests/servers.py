@@ -3,12 +3,14 @@
 import asyncio
 import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis
 from temporalio.service import RPCError
@@ -18,7 +20,7 @@ from ops.servers import find_temporal, temporal_command, temporal_ready
 
 R = TypeVar("R")
 
-_START_SECONDS = 10
+_START_SECONDS = 30
 
 
 def free_port() -> int:
@@ -35,81 +37,34 @@ def _valkey_binary() -> str:
     return str(found[0])
 
 
-class ValkeyServer:
-    """A Valkey server that can be stopped, killed and started again on its port. Keeps nothing unless `persist`."""
+class _Server:
+    """A child process that can be killed and started again on its port."""
 
-    def __init__(self, data_dir: Path, *, persist: bool = False) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._data_dir = data_dir
-        self._persist = persist
+    name: str
+    command: tuple[str, ...]
+
+    def __init__(self, data_dir: Path) -> None:
+        self._log = data_dir / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "ValkeyServer":
+    def answers(self) -> None:
+        """Raises while the server is not ready."""
+        raise NotImplementedError
+
+    def start(self) -> Self:
         """Start it and wait until it answers."""
-        log = (self._data_dir / "valkey.log").open("ab")
-        command = [_valkey_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._data_dir)]
-        command += ["--save", "", "--appendonly", "yes" if self._persist else "no", "--appendfsync", "always"]
-        with log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self.command, stdout=log, stderr=log)
         deadline = time.monotonic() + _START_SECONDS
-        with redis.Redis(port=self.port, socket_timeout=1) as client:
-            while True:
-                try:
-                    client.ping()
-                    return self
-                except redis.RedisError as error:
-                    if self._process.poll() is not None or time.monotonic() > deadline:
-                        self.kill()
-                        tail = (self._data_dir / "valkey.log").read_text()[-2000:]
-                        raise RuntimeError(f"valkey-server does not answer on port {self.port}: {tail}") from error
-                    time.sleep(0.01)
-
-    def kill(self) -> None:
-        """End it at once, as a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-class TemporalServer:
-    """A Temporal server on an SQLite file, with our search attributes; it can be killed and started again."""
-
-    def __init__(self, data_dir: Path, dynamic_config: Mapping[str, str] | None = None) -> None:
-        self._dynamic_config = dynamic_config or {}
-        self._port, self._ui_port = free_port(), free_port()
-        self.address = f"127.0.0.1:{self._port}"
-        self._data_dir = data_dir
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> "TemporalServer":
-        """Start it and wait until it answers."""
-        command = temporal_command(
-            _run(find_temporal(self._data_dir, print)),
-            port=self._port,
-            ui_port=self._ui_port,
-            database=self._data_dir / "temporal.sqlite",
-            search_attributes=SEARCH_ATTRIBUTES,
-        )
-        command += tuple(
-            part
-            for name, value in self._dynamic_config.items()
-            for part in ("--dynamic-config-value", f"{name}={value}")
-        )
-        with (self._data_dir / "temporal.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 3 * _START_SECONDS
         while True:
             try:
-                _run(temporal_ready(self.address))
+                self.answers()
                 return self
-            except (RPCError, RuntimeError) as error:
+            except (redis.RedisError, RPCError, RuntimeError, OSError) as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.kill()
-                    tail = (self._data_dir / "temporal.log").read_text()[-2000:]
-                    raise RuntimeError(f"Temporal does not answer at {self.address}: {tail}") from error
-                time.sleep(0.05)
+                    raise RuntimeError(f"{self.name} does not answer: {self._log.read_text()[-2000:]}") from error
+                time.sleep(0.02)
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
@@ -117,6 +72,62 @@ class TemporalServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class ValkeyServer(_Server):
+    """A Valkey server. Keeps nothing unless `persist`."""
+
+    name = "valkey"
+
+    def __init__(self, data_dir: Path, *, persist: bool = False) -> None:
+        super().__init__(data_dir)
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        where = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data_dir))
+        keeps = ("--save", "", "--appendonly", "yes" if persist else "no", "--appendfsync", "always")
+        self.command = (_valkey_binary(), *where, *keeps)
+
+    def answers(self) -> None:
+        with redis.Redis(port=self.port, socket_timeout=1) as client:
+            client.ping()
+
+
+class TemporalServer(_Server):
+    """A Temporal server on an SQLite file, with our search attributes."""
+
+    name = "temporal"
+
+    def __init__(self, data_dir: Path, dynamic_config: Mapping[str, str] | None = None) -> None:
+        super().__init__(data_dir)
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.command = temporal_command(
+            _run(find_temporal(data_dir, print)),
+            port=port,
+            ui_port=free_port(),
+            database=data_dir / "temporal.sqlite",
+            search_attributes=SEARCH_ATTRIBUTES,
+        )
+        for name, value in (dynamic_config or {}).items():
+            self.command += ("--dynamic-config-value", f"{name}={value}")
+
+    def answers(self) -> None:
+        _run(temporal_ready(self.address))
+
+
+class AwsServer(_Server):
+    """The simulator's AWS as a process of its own: it changes moto for the whole process it runs in."""
+
+    name = "aws"
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        port = free_port()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.command = (sys.executable, "-m", "simulator.aws", "--port", str(port))
+
+    def answers(self) -> None:
+        urllib.request.urlopen(f"{self.endpoint}/_simulator/faults", timeout=1).close()
 
 
 def _run(work: Coroutine[Any, Any, R]) -> R:

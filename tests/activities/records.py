@@ -23,11 +23,11 @@ from domain.policy import Policy
 from domain.trees import Cause, Diagnosis, Step
 
 CLOCK = RehearsalClock(
-    real_start=datetime(2026, 11, 24, 2, 0, tzinfo=UTC),
+    real_start=datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10),
     business_start=datetime(2026, 11, 22, 14, 45, tzinfo=UTC),
     speed=60,
 )
-"""Real 02:00:00 UTC is Sunday 23:45 in Tokyo; a real second is a minute."""
+"""Ten minutes ago is Sunday 23:45 in Tokyo; a real second is a minute. CloudWatch takes no old points."""
 
 
 def policy_snapshot(clock: RehearsalClock = CLOCK) -> PolicySnapshot:

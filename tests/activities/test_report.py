@@ -12,7 +12,6 @@ import pytest
 from botocore.config import Config
 from botocore.stub import ANY, Stubber
 from markdown_it import MarkdownIt
-from moto.server import ThreadedMotoServer
 from temporalio.testing import ActivityEnvironment
 
 from activities._report_plots import marks_of, plotted_models, query_period, read
@@ -23,6 +22,7 @@ from domain.incident import IncidentRecord, TimelineEntry
 from domain.messages import PolicySnapshot, ReportInput
 from domain.metrics import CATALOGUE, MetricName
 from tests.activities.records import CLOCK, at, finished_record, policy_snapshot, running_record
+from tests.servers import AwsServer
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch.client import CloudWatchClient
@@ -60,13 +60,11 @@ def client(endpoint: str) -> "CloudWatchClient":
 
 
 @pytest.fixture(scope="module")
-def cloudwatch() -> Iterator["CloudWatchClient"]:
+def cloudwatch(tmp_path_factory: pytest.TempPathFactory) -> Iterator["CloudWatchClient"]:
     """A real server with the metrics of the finished record: an hour and a half, with a hole of ten minutes in P99."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
+    server = AwsServer(tmp_path_factory.mktemp("aws")).start()
     try:
-        host, port = server.get_host_and_port()
-        ready = client(f"http://{host}:{port}")
+        ready = client(server.endpoint)
         for minute in range(-10, 90):
             spike = 1 if 3 <= minute < 18 else 0
             values: list[tuple[MetricName, list[tuple[str, str]], float]] = [
@@ -93,7 +91,7 @@ def cloudwatch() -> Iterator["CloudWatchClient"]:
                 )
         yield ready
     finally:
-        server.stop()
+        server.kill()
 
 
 class Page(HTMLParser):
@@ -163,7 +161,7 @@ async def test_finished_incident_is_told_completely_and_the_same_twice(
         "runbook; released after approve_revert by approver-1",
         "Raise the default Monday multiplier from 3x to 4x.",
         "Mon 00:48:00",
-        "Tue 02:01:03.0 UTC",
+        f"{at(63):%a %H:%M:%S}.0 UTC",
         "019ab3c2-7f10-7c3e-9d55-0f2f6f1a2b3c",
         "missing: AccessDenied: cloudtrail:LookupEvents",
     ):

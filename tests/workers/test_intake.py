@@ -19,7 +19,6 @@ import boto3
 import pytest
 import stamina.instrumentation
 from botocore.config import Config
-from moto.server import ThreadedMotoServer
 from pydantic import BaseModel
 from temporalio import workflow
 from temporalio.client import Client, WorkflowHandle
@@ -37,7 +36,7 @@ from domain.messages import (
     incident_id,
 )
 from domain.policy import AlarmRule, IntakePolicy, Policy
-from tests.servers import TemporalServer, free_port
+from tests.servers import AwsServer, TemporalServer
 from workers.clients import AwsClients
 from workers.intake import Incidents, Intake
 from workers.settings import Settings
@@ -113,12 +112,10 @@ def _quiet_retries() -> None:
 
 
 @pytest.fixture(scope="module")
-def aws_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = AwsServer(tmp_path_factory.mktemp("aws")).start()
+    yield server.endpoint
+    server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -486,8 +483,8 @@ async def test_nothing_is_lost_while_temporal_is_dead(tmp_path: Path, aws_endpoi
 async def test_the_process_waits_for_its_neighbours_and_stops_in_order(
     temporal: TemporalServer, tmp_path: Path
 ) -> None:
-    port = free_port()
-    endpoint = f"http://127.0.0.1:{port}"
+    server = AwsServer(tmp_path)
+    endpoint = server.endpoint
     ready = tmp_path / "ready"
     environment = os.environ | {
         "RUNBOOKS_TEMPORAL_ADDRESS": temporal.address,
@@ -500,7 +497,6 @@ async def test_the_process_waits_for_its_neighbours_and_stops_in_order(
     command = [sys.executable, "-m", "workers.intake"]
     with (tmp_path / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=log)
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     try:
         await until(lambda: b"away" in (tmp_path / "log").read_bytes())
         await asyncio.sleep(1)
@@ -518,7 +514,7 @@ async def test_the_process_waits_for_its_neighbours_and_stops_in_order(
     finally:
         with suppress(ProcessLookupError):
             process.kill()
-        server.stop()
+        server.kill()
 
 
 def test_settings_that_are_missing_are_named() -> None:
