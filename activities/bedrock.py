@@ -3,15 +3,17 @@
 import asyncio
 import re
 import time
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from dataplane.routes import Routes
-from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel
+from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel, Survey, Surveyed, merged, plan
 from domain.errors import ErrorKind
-from domain.messages import AwaitedModel, AwaitModel, CreateModel, DeleteModel, ListFleet
+from domain.messages import AwaitedModel, AwaitModel, CreateModel, DeleteModel
+from domain.policy import ModelPolicy
 from domain.routes import CapacityRoutes
 
 if TYPE_CHECKING:
@@ -29,22 +31,29 @@ class BedrockActivities:
         self._routes = routes
 
     @activity.defn
-    def list_fleet(self, request: ListFleet) -> list[ProvisionedModel]:
-        """All provisioned models of a model, whoever made them; tags tell which are ours."""
-        fleet = []
+    def survey(self, request: Survey) -> Surveyed:
+        """List all provisioned models of a model, whoever made them, and plan: one step, as buying is urgent."""
+        situation = request.situation
+        known = situation.fleet or ()
+        listed = tuple(self._list(situation.spec, {model.arn: model.ours for model in known}))
+        fleet = merged(known, listed, request.unlisted, request.gone)
+        return Surveyed(listed=listed, plan=plan(situation.model_copy(update={"fleet": fleet})))
+
+    def _list(self, spec: ModelPolicy, known: Mapping[str, bool]) -> Iterator[ProvisionedModel]:
+        """Tags tell which are ours; those of `known` ARNs are not read again."""
+        model_ids = {spec.model_id, spec.provisioned_model_id}
         # Listed whole and filtered here: AWS does not say which ARN `modelArnEquals` compares for a context variant.
         for page in self._bedrock.get_paginator("list_provisioned_model_throughputs").paginate():
             for summary in page["provisionedModelSummaries"]:
                 bases = {summary[name].rpartition("/")[2] for name in ("modelArn", "foundationModelArn")}
-                ours = self._is_ours(summary["provisionedModelArn"], request) if bases & request.model_ids else None
+                ours = self._is_ours(summary["provisionedModelArn"], known) if bases & model_ids else None
                 if ours is not None:
-                    fleet.append(_model(summary, ours))
-        return fleet
+                    yield _model(summary, ours)
 
-    def _is_ours(self, arn: str, request: ListFleet) -> bool | None:
+    def _is_ours(self, arn: str, known: Mapping[str, bool]) -> bool | None:
         """None: it has vanished since it was listed."""
-        if arn in request.known:
-            return request.known[arn]
+        if arn in known:
+            return known[arn]
         try:
             tags = self._bedrock.list_tags_for_resource(resourceARN=arn)["tags"]
         except self._bedrock.exceptions.ResourceNotFoundException:

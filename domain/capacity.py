@@ -159,6 +159,19 @@ class Situation(BaseModel):
     """What keeps us from getting more units, in words."""
 
 
+class Survey(BaseModel):
+    """Asks to list the fleet and plan for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    situation: Situation
+    """With the fleet as known before."""
+    unlisted: frozenset[str] = frozenset()
+    """ARNs that were bought and are in no list yet."""
+    gone: frozenset[str] = frozenset()
+    """ARNs that were proven gone, while lists may still have them."""
+
+
 class CapacityPlan(BaseModel):
     """The way from the fleet to the units that are wanted at this moment."""
 
@@ -181,6 +194,30 @@ class CapacityPlan(BaseModel):
     """Ids of demands whose end has passed."""
     next_change_at: AwareDatetime | None = None
     """When time alone changes the plan."""
+
+
+class Surveyed(BaseModel):
+    """The list, and the plan for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    listed: tuple[ProvisionedModel, ...]
+    plan: CapacityPlan
+
+
+def merged(
+    known: Iterable[ProvisionedModel],
+    listed: Iterable[ProvisionedModel],
+    unlisted: Iterable[str],
+    gone: Iterable[str],
+) -> tuple[ProvisionedModel, ...]:
+    """The fleet after a list, which may be older than what watching single models has shown."""
+    before = {model.arn: model for model in known}
+    after = {model.arn: model for model in listed if model.arn not in set(gone)}
+    for arn, model in after.items():
+        if arn in before and model.status in ("Creating", before[arn].status):
+            after[arn] = before[arn]
+    return tuple((after | {arn: before[arn] for arn in sorted(unlisted) if arn not in after}).values())
 
 
 def plan(situation: Situation) -> CapacityPlan:

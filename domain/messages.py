@@ -475,15 +475,6 @@ class CapacityInput(Message):
     state: CapacityState
 
 
-class ListFleet(Message):
-    """Asks for a model's provisioned models."""
-
-    model_ids: frozenset[str]
-    """The base model's id and the id of the variant that is provisioned."""
-    known: dict[str, bool] = {}
-    """ARN to whether it is ours, where that is known: its tags are not read again."""
-
-
 class CreateModel(Message):
     """Asks AWS for a provisioned model."""
 

@@ -38,6 +38,7 @@ _RESOURCES = {
     ),
     "bedrock:GetProvisionedModelThroughput": '"arn:aws:bedrock:*:*:provisioned-model/*"',
     "bedrock:DeleteProvisionedModelThroughput": '"arn:aws:bedrock:*:*:provisioned-model/*"',
+    "bedrock:ListTagsForResource": '"arn:aws:bedrock:*:*:provisioned-model/*"',
     "bedrock:TagResource": '"arn:aws:bedrock:*:*:provisioned-model/*"',
 }
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -12,7 +12,19 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.bedrock import BedrockActivities
 from activities.decisions import DecisionActivities
-from domain.capacity import CapacityPlan, Demand, DemandOutcome, Order, ProvisionedModel, Situation, Step, StepKind
+from activities.settings import SettingsActivities
+from domain.capacity import (
+    CapacityPlan,
+    Demand,
+    DemandOutcome,
+    Order,
+    ProvisionedModel,
+    Situation,
+    Step,
+    StepKind,
+    Survey,
+    merged,
+)
 from domain.errors import RETRYABLE, ErrorKind
 from domain.incident import quoted, utc
 from domain.messages import (
@@ -27,13 +39,12 @@ from domain.messages import (
     CapacityState,
     CreateModel,
     DeleteModel,
-    ListFleet,
     PolicySnapshot,
     WithdrawDemand,
 )
 from domain.policy import CapacityPolicy
 from domain.routes import CapacityRoute, CapacityRoutes
-from workflows._step import decide, failure, load_policy, mutate, read, wait
+from workflows._step import READ_TIMEOUT, READ_TOTAL, failure, mutate, read, wait
 
 SERVICE = SearchAttributeKey.for_keyword("Service")
 UNANSWERED_KEPT = 50
@@ -51,6 +62,9 @@ class CapacityWorkflow:
 
     Nothing waits in the main loop: it goes round whenever a demand changes, a step ends, or time changes the plan.
     What failed is not tried again before the next reconciliation, `RECONCILE_NOW` or a new demand.
+
+    Its decisions are regular activities: local ones that run beside other steps do not always come in the same order
+    in a replay (sdk-python issue 1578; nor when a query arrives meanwhile).
     """
 
     @workflow.init
@@ -105,10 +119,10 @@ class CapacityWorkflow:
         self.shortage.clear()
         self._try_again()
         await workflow.wait_condition(lambda: self.listed_at is not None or bool(self._problems()))
-        plan = await self._plan("Plan: what the new demand needs")
-        outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
+        plan = await self._preview("Plan: what the new demand needs")
+        outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None) if plan else None
         if outcome is None:
-            return _withdrawn(demand.demand_id, plan, f"it ended at {utc(demand.end)}")
+            return self._answer(demand.demand_id, "requested", "recorded")
         self.told[demand.demand_id] = outcome
         return outcome
 
@@ -125,8 +139,9 @@ class CapacityWorkflow:
         known = self.demands.pop(request.demand_id, None)
         self.told.pop(request.demand_id, None)
         self._try_again()
-        plan = await self._plan("Plan: what can go without the withdrawn demand")
-        return _withdrawn(request.demand_id, plan, request.reason if known else "there is no such demand")
+        plan = await self._preview("Plan: what can go without the withdrawn demand")
+        why = request.reason if known else "there is no such demand"
+        return self._answer(request.demand_id, "withdrawn", f"{why}; {plan.summary}" if plan else why)
 
     @workflow.signal(name=RECONCILE_NOW)
     def reconcile_now(self) -> None:
@@ -151,6 +166,30 @@ class CapacityWorkflow:
             unanswered=self.unanswered,
             next_sequence=self.next_sequence,
         )
+
+    def _answer(self, demand_id: str, status: Literal["requested", "withdrawn"], detail: str) -> DemandOutcome:
+        plan = self.plan
+        return DemandOutcome(
+            demand_id=demand_id,
+            status=status,
+            units_in_service=plan.units_in_service if plan else 0,
+            units_wanted=plan.desired_units if plan else 0,
+            detail=f"{status}: {detail}",
+        )
+
+    async def _preview(self, summary: str) -> CapacityPlan | None:
+        """The plan as an answer; the main loop makes its own. None: not in time, and the demand stands all the same.
+
+        Raises:
+            ApplicationError: Invalid, when the policy does not have the model.
+        """
+        await workflow.wait_condition(lambda: self.snapshot is not None or bool(self.refused))
+        if self.refused:
+            raise ApplicationError(self.refused, type=ErrorKind.INVALID, non_retryable=True)
+        try:
+            return await read(DecisionActivities.plan_capacity, self._situation(), summary=summary)
+        except ActivityError:
+            return None
 
     def _try_again(self) -> None:
         self.held.clear()
@@ -182,13 +221,16 @@ class CapacityWorkflow:
                 self.reconcile_at = now + self.policy.reconcile_interval
                 self.held.clear()
                 look = self.republish = True
-            if look:
-                await self._list()
-            plan = self.plan = await self._plan("Plan: the steps from the fleet to the units wanted")
+            plan = await self._survey() if look else None
+            if plan is None:
+                plan = await read(
+                    DecisionActivities.plan_capacity, self._situation(), summary="Plan: the steps to the units wanted"
+                )
         except ActivityError as error:
             self.errors["plan"] = failure(error)[1]
         else:
             self.errors.pop("plan", None)
+            self.plan = plan
             self._act(plan)
 
     async def _sleep(self) -> None:
@@ -196,7 +238,7 @@ class CapacityWorkflow:
         moments = [(self.reconcile_at, "Reconcile fleet and demands")]
         if self.plan is not None and self.plan.next_change_at is not None:
             moments.append((self.plan.next_change_at, "A demand starts or ends"))
-        if "fleet" in self.errors and LIST not in self.held:
+        if "plan" in self.errors or ("fleet" in self.errors and LIST not in self.held):
             moments.append((workflow.now() + self.policy.poll_interval, "List the fleet again"))
         moment, why = min(moments)
         with suppress(TimeoutError):
@@ -226,7 +268,12 @@ class CapacityWorkflow:
     async def _load_policy(self) -> None:
         """Takes the policy as it is now; what was read before stays when that fails or lacks the model."""
         try:
-            snapshot = await load_policy()
+            snapshot = await workflow.execute_activity_method(
+                SettingsActivities.load_policy,
+                start_to_close_timeout=READ_TIMEOUT,
+                schedule_to_close_timeout=READ_TOTAL,
+                summary="Policy snapshot",
+            )
         except ActivityError as error:
             self.errors["policy"] = failure(error)[1]
             return
@@ -243,43 +290,36 @@ class CapacityWorkflow:
         assert self.snapshot is not None
         return self.snapshot.policy.capacity
 
-    async def _list(self) -> None:
-        assert self.snapshot is not None
-        spec = self.snapshot.policy.models[self.model]
+    async def _survey(self) -> CapacityPlan | None:
+        """Lists the fleet and plans for it; None when it cannot be listed."""
+        # What was bought a moment ago may be missing; what had been in service was deleted by somebody else.
         settled = {arn for arn, model in self.fleet.items() if model.status != "Creating"}
-        request = ListFleet(
-            model_ids=frozenset({spec.model_id, spec.provisioned_model_id}),
-            known={arn: model.ours for arn, model in self.fleet.items()},
+        self.errors.pop("fleet", None)
+        request = Survey(
+            situation=self._situation(),
+            unlisted=frozenset(self.unlisted - settled),
+            gone=frozenset(self.gone),
         )
         try:
-            listed = await read(BedrockActivities.list_fleet, request, summary="List the provisioned models")
+            surveyed = await read(BedrockActivities.survey, request, summary="List the fleet, and plan")
         except ActivityError as error:
             kind, message = failure(error)
             self.errors["fleet"] = f"the fleet cannot be listed: {message}"
             if kind not in RETRYABLE:
                 self.held.add(LIST)
-            return
-        self.errors.pop("fleet", None)
+            return None
         self.listed_at = workflow.now()
-        seen = {model.arn: self._newer(model) for model in listed if model.arn not in self.gone}
-        # What was bought a moment ago may be missing; what had been in service before was deleted by somebody else.
-        self.unlisted -= seen.keys() | settled
-        self.gone &= {model.arn for model in listed}
-        self.fleet = seen | {arn: self.fleet[arn] for arn in self.unlisted}
-        names = {model.name for model in listed}
+        self.unlisted -= {model.arn for model in surveyed.listed} | settled
+        fleet = merged(self.fleet.values(), surveyed.listed, self.unlisted, self.gone)
+        self.fleet = {model.arn: model for model in fleet}
+        self.gone &= {model.arn for model in surveyed.listed}
+        names = {model.name for model in surveyed.listed}
         self.unanswered = [order for order in self.unanswered if order.name not in names]
+        return surveyed.plan
 
-    def _newer(self, listed: ProvisionedModel) -> ProvisionedModel:
-        """A list that was under way may be older than what a watch has seen."""
-        known = self.fleet.get(listed.arn)
-        older = known is not None and (known.status == listed.status or listed.status == "Creating")
-        return known if known is not None and older else listed
-
-    async def _plan(self, summary: str) -> CapacityPlan:
-        await workflow.wait_condition(lambda: self.snapshot is not None or bool(self.refused))
-        if self.snapshot is None:
-            raise ApplicationError(self.refused, type=ErrorKind.INVALID, non_retryable=True)
-        situation = Situation(
+    def _situation(self) -> Situation:
+        assert self.snapshot is not None
+        return Situation(
             model=self.model,
             spec=self.snapshot.policy.models[self.model],
             policy=self.policy,
@@ -293,7 +333,6 @@ class CapacityWorkflow:
             routed=frozenset(self.routed),
             troubles=tuple(self._troubles()),
         )
-        return await decide(DecisionActivities.plan_capacity, situation, summary=summary)
 
     def _troubles(self) -> Sequence[str]:
         other = [self.errors[name] for name in ("fleet", "routes") if name in self.errors]
@@ -309,7 +348,8 @@ class CapacityWorkflow:
             demand = self.demands.pop(demand_id, None)
             self.told.pop(demand_id, None)
             if demand is not None:
-                self.news.append((demand.asked_by, _withdrawn(demand_id, plan, f"it ended at {utc(demand.end)}")))
+                ended = self._answer(demand_id, "withdrawn", f"it ended at {utc(demand.end)}; {plan.summary}")
+                self.news.append((demand.asked_by, ended))
         if plan.units_in_service >= plan.desired_units:
             self.shortage.clear()
         retire = {step.arn for step in plan.steps if step.kind in RETIRING and step.ready}
@@ -338,7 +378,8 @@ class CapacityWorkflow:
             self.unanswered = [order for order in self.unanswered if order.name != step.name]
             self.next_sequence = max(self.next_sequence, step.order.sequence + 1)
             self._start(self._create(step.order))
-        elif step.kind in RETIRING and step.arn not in self.retiring:
+        elif step.kind in RETIRING and step.arn not in self.retiring and not self.look:
+            # With `look` a message has come since the plan was asked for: the next one decides what goes.
             assert step.arn is not None
             self.retiring[step.arn] = step
             self._start(self._retire(step.arn, step))
@@ -549,13 +590,3 @@ class CapacityWorkflow:
             again = f", tried again at {utc(self.reconcile_at)} or on `{RECONCILE_NOW}`" if self.reconcile_at else ""
             lines += ["", f"**Not working**{again}:", *(f"- {quoted(error)}" for error in errors)]
         return "\n".join(lines)
-
-
-def _withdrawn(demand_id: str, plan: CapacityPlan, why: str) -> DemandOutcome:
-    return DemandOutcome(
-        demand_id=demand_id,
-        status="withdrawn",
-        units_in_service=plan.units_in_service,
-        units_wanted=plan.desired_units,
-        detail=f"withdrawn: {why}; {plan.summary}",
-    )

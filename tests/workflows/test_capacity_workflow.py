@@ -43,7 +43,6 @@ from domain.messages import (
     capacity_id,
 )
 from domain.policy import CapacityPolicy, Policy
-from simulator.aws import AwsConfig, AwsSimulator
 from tests.servers import TemporalServer, ValkeyServer
 from workers.clients import AwsClients
 from workers.settings import Settings
@@ -93,11 +92,15 @@ class FakeIncident:
 
 
 @pytest.fixture(scope="module")
-def aws_server() -> Iterator[AwsSimulator]:
+def aws_server() -> Iterator[str]:
+    """Endpoint of a simulated AWS in a process of its own."""
     os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
     os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
-    with AwsSimulator(AwsConfig()) as simulator:
-        yield simulator
+    command = [sys.executable, "-m", "simulator.aws", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+        process.kill()
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Stack:
 
     client: Client
     settings: Settings
-    aws: AwsSimulator
+    aws: str
     redis: redis.Redis
     policy_file: Path
     model: str
@@ -197,10 +200,13 @@ class Stack:
 
     def control(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         request = urllib.request.Request(
-            f"{self.aws.endpoint_url}/_simulator/{path}", data=json.dumps(body or {}).encode(), method=method
+            f"{self.aws}/_simulator/{path}", data=json.dumps(body or {}).encode(), method=method
         )
         with urllib.request.urlopen(request, timeout=5) as answer:
             return json.load(answer)
+
+    def reset_aws(self) -> None:
+        urllib.request.urlopen(urllib.request.Request(f"{self.aws}/moto-api/reset", method="POST"), timeout=5).close()
 
     def fault(self, operation: str, kind: str, **more: Any) -> None:
         self.control("faults", {"service": "bedrock", "operation": operation, "kind": kind, **more})
@@ -222,16 +228,14 @@ async def until(what: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds:
 
 
 @asynccontextmanager
-async def running(
-    temporal: TemporalServer, redis_client: redis.Redis, aws: AwsSimulator, folder: Path
-) -> AsyncIterator[Stack]:
+async def running(temporal: TemporalServer, redis_client: redis.Redis, aws: str, folder: Path) -> AsyncIterator[Stack]:
     """A stack with 15 units of somebody else's, whose histories are replayed at the end."""
     model = f"sonnet-{uuid4().hex[:8]}"
-    aws.reset()
-    settings = Settings(temporal_address=temporal.address, task_queue=model, aws_endpoint_url=aws.endpoint_url)
+    settings = Settings(temporal_address=temporal.address, task_queue=model, aws_endpoint_url=aws)
     client = await connect(settings)
     made = Stack(client, settings, aws, redis_client, folder / "policy.yaml", model, f"incident-{model}")
     made.set_policy()
+    made.reset_aws()
     made.bedrock = AwsClients(settings).bedrock()
     made.control("bedrock", {"provisioning_lag_seconds": LAG_SECONDS})
     made.bedrock.create_provisioned_model_throughput(
@@ -253,7 +257,7 @@ async def running(
 
 @pytest.fixture
 async def stack(
-    temporal: TemporalServer, redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
+    temporal: TemporalServer, redis_client: redis.Redis, aws_server: str, tmp_path: Path
 ) -> AsyncIterator[Stack]:
     async with running(temporal, redis_client, aws_server, tmp_path) as made:
         yield made
@@ -440,9 +444,7 @@ async def test_wrong_demands_are_refused_with_what_is_allowed(stack: Stack) -> N
     assert f"the policy has no 'nova-{stack.model}'; it has" in str(answer)
 
 
-async def test_state_is_carried_into_continued_runs(
-    redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
-) -> None:
+async def test_state_is_carried_into_continued_runs(redis_client: redis.Redis, aws_server: str, tmp_path: Path) -> None:
     short = {"limit.historyCount.suggestContinueAsNew": "40"}
     temporal = TemporalServer(tmp_path, dynamic_config=short).start()
     try:
@@ -475,14 +477,13 @@ async def _other_run(stack: Stack, run_id: str) -> bool:
 
 
 async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
-    temporal: TemporalServer, valkey: ValkeyServer, redis_client: redis.Redis, aws_server: AwsSimulator, tmp_path: Path
+    temporal: TemporalServer, valkey: ValkeyServer, redis_client: redis.Redis, aws_server: str, tmp_path: Path
 ) -> None:
     """One model of each is at every step of its life when the worker is killed."""
     steps = ("asked", "lost", "creating", "draining", "deleting")
     run = uuid4().hex[:8]
     names = {step: f"{step}-{run}" for step in steps}
     ids = {step: f"anthropic.{step}-v1:0" for step in steps}
-    aws_server.reset()
     specs = {
         names[step]: SONNET.model_copy(
             update={"model_id": ids[step], "provisioned_model_id": f"{ids[step]}:28k", "baseline_units": 0}
@@ -492,10 +493,11 @@ async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
     capacity = FAST.model_copy(update={"drain": timedelta(seconds=4)})
     policy = Policy().model_copy(update={"models": {**Policy().models, **specs}, "capacity": capacity})
     (tmp_path / "policy.yaml").write_text(policy.model_dump_json())
-    settings = Settings(temporal_address=temporal.address, task_queue=run, aws_endpoint_url=aws_server.endpoint_url)
+    settings = Settings(temporal_address=temporal.address, task_queue=run, aws_endpoint_url=aws_server)
     client = await connect(settings)
     stack = Stack(client, settings, aws_server, redis_client, tmp_path / "policy.yaml", "", "an engineer")
     stack.bedrock = AwsClients(settings).bedrock()
+    stack.reset_aws()
     quotas = {f"{model_id}:28k": 10 for model_id in ids.values()}
     stack.control("bedrock", {"provisioning_lag_seconds": 0, "quotas": quotas})
 
@@ -539,7 +541,7 @@ async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
         "RUNBOOKS_TEMPORAL_ADDRESS": temporal.address,
         "RUNBOOKS_TASK_QUEUE": run,
         "RUNBOOKS_REDIS_URL": valkey.url,
-        "RUNBOOKS_AWS_ENDPOINT_URL": aws_server.endpoint_url,
+        "RUNBOOKS_AWS_ENDPOINT_URL": aws_server,
         "RUNBOOKS_POLICY_FILE": str(tmp_path / "policy.yaml"),
         "RUNBOOKS_STATE_DIR": str(tmp_path),
     }
