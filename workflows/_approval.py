@@ -28,7 +28,7 @@ from domain.messages import (
     UpdateResult,
 )
 from domain.people import needed_role
-from workflows._mitigation import take
+from workflows._mitigation import demand_end, take
 from workflows._record import Incident
 from workflows._step import failure, read
 
@@ -100,7 +100,8 @@ class DecidedByPeople(Incident):
                     EXTEND, request, "not-possible", f"by {request.by} is not allowed; at most {most} at a time is"
                 )
             for lever in levers:
-                await self._extend_hold(lever, request.by)
+                if why_not := await self._extend_hold(lever, request.by):
+                    return self._decide(EXTEND, request, "not-possible", why_not)
             names = ", ".join(f"{lever.name} until {lever.hold_until:%H:%M:%S} UTC" for lever in levers)
             price = self.price_of(request.by) if any(lever.demand for lever in levers) else ""
             return self._decide(
@@ -173,15 +174,20 @@ class DecidedByPeople(Incident):
     def _check_acknowledge(self, request: PersonRequest) -> None:
         self._refuse_blank(request)
 
-    async def _extend_hold(self, lever: Lever, by: timedelta) -> None:
+    async def _extend_hold(self, lever: Lever, by: timedelta) -> str:
+        """Empty, or why the lever's demand could not be extended."""
         assert lever.hold_until is not None
-        lever.hold_until += by
-        lever.extensions += 1
+        hold_until = max(lever.hold_until, workflow.now()) + by
         if lever.demand is not None:
-            lever.demand = lever.demand.model_copy(update={"end": lever.demand.end + by})
-            [taken] = await take([lever])
+            end = demand_end(hold_until, self.now_snapshot.policy)
+            demand = lever.demand.model_copy(update={"end": end})
+            [taken] = await take([lever.model_copy(update={"demand": demand})])
             if taken.status is LeverStatus.FAILED:
-                self.note("capacity", f"the demand could not be extended: {taken.detail}")
+                return f"the demand for {demand.model} could not be extended: {taken.detail}"
+            lever.demand = demand
+        lever.hold_until = hold_until
+        lever.extensions += 1
+        return ""
 
     @staticmethod
     def _refuse_blank(request: PersonRequest) -> None:

@@ -29,9 +29,9 @@ def lease_id(run_id: str, lever: LeverName, attempt: int) -> str:
     return f"{run_id}:{lever}:{attempt}"
 
 
-def demand_end(start: datetime, policy: Policy) -> datetime:
+def demand_end(hold_until: datetime, policy: Policy) -> datetime:
     """Past the hold by the longest lease, so that a dead control plane lapses in the order of the way back."""
-    return start + policy.way_back.capacity_max_hold + policy.leases.cache_ttl_seconds
+    return hold_until + policy.leases.cache_ttl_seconds
 
 
 def lease_request(
@@ -76,7 +76,7 @@ async def apply(input: MitigationInput, plan: MitigationPlan) -> MitigationResul
                 kind=DemandKind.EMERGENCY,
                 units=plan.units,
                 start=now,
-                end=demand_end(now, policy),
+                end=demand_end(now + policy.way_back.capacity_max_hold, policy),
                 reason=input.reason[:500],
                 asked_by=input.incident_id,
             )

@@ -21,36 +21,31 @@ BY_POLICY = "policy: the hold ended"
 async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
     """Wait for decisions and carry them out until nothing is held. `again`: the alarm returned; mitigate again.
 
-    The first hold to end starts the way back by itself after an hour in recovery; otherwise people are paged.
+    A hold that ends starts the whole way back by itself after an hour in recovery; otherwise people are paged.
     """
-    policy = incident.now_snapshot.policy
-    remind_at = workflow.now() + policy.escalation.approval_reminder
-    holds_ended_at: datetime | None = None
+    remind_every = incident.now_snapshot.policy.escalation.approval_reminder
+    remind_at = workflow.now() + remind_every
+    ended_until: datetime | None = None
     while incident.record.held and not incident.abort_asked:
-        hold = min((lever.hold_until for lever in incident.record.held if lever.hold_until), default=None)
-        if hold is not None and holds_ended_at is not None and hold <= holds_ended_at:
-            hold = None
+        hold = _next_hold(incident, ended_until)
+        moments = [hold] if hold else []
+        if incident.record.acknowledged_by is None:
+            moments.append(remind_at)
         incident.enter(
             Phase.AWAITING_DECISION,
             waiting_for="an approver to decide the way back",
-            next_step="remind people" if hold is None else "the first hold ends: the guarded way back, or a page",
-            next_at=hold or remind_at,
+            next_step="a hold ends: the guarded way back, or a page" if hold else "remind people" if moments else "",
+            next_at=hold or min(moments, default=None),
         )
         try:
-            await workflow.wait_condition(
-                lambda: bool(
-                    incident.approved_by or incident.abort_asked or incident.release_asked or incident.alarm_returned
-                ),
-                timeout=max(min(remind_at, hold or remind_at) - workflow.now(), timedelta(0)),
-                timeout_summary="Waiting for a person to decide the way back",
-            )
+            await _decision(incident, hold, ended_until, wake_at=min(moments, default=None))
         except TimeoutError:
             now = workflow.now()
             if hold is not None and now >= hold:
-                holds_ended_at = hold
+                ended_until = hold
                 _hold_ended(incident, now)
             if now >= remind_at:
-                remind_at = now + policy.escalation.approval_reminder
+                remind_at = now + remind_every
                 if incident.record.acknowledged_by is None:
                     incident.page(ON_CALL, f"{incident.record.key} waits for a decision. {incident.running_cost}")
         if incident.alarm_returned or incident.abort_asked:
@@ -67,10 +62,34 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
     return "done"
 
 
+async def _decision(
+    incident: Incident, hold: datetime | None, ended_until: datetime | None, wake_at: datetime | None
+) -> None:
+    """Wait for a decision, or for `hold` to be another one. Raises TimeoutError at `wake_at`."""
+    await workflow.wait_condition(
+        lambda: bool(
+            incident.approved_by
+            or incident.abort_asked
+            or incident.release_asked
+            or incident.alarm_returned
+            or not incident.record.held
+            or _next_hold(incident, ended_until) != hold
+        ),
+        timeout=None if wake_at is None else max(wake_at - workflow.now(), timedelta(0)),
+        timeout_summary="Waiting for a person to decide the way back",
+    )
+
+
+def _next_hold(incident: Incident, ended_until: datetime | None) -> datetime | None:
+    """When the next maximum hold ends; those up to `ended_until` have been dealt with."""
+    holds = (lever.hold_until for lever in incident.record.held)
+    return min((hold for hold in holds if hold and (ended_until is None or hold > ended_until)), default=None)
+
+
 def _hold_ended(incident: Incident, now: datetime) -> None:
     recovered_at = incident.record.recovered_at
     if recovered_at is not None and now - recovered_at >= incident.now_snapshot.policy.way_back.recovered_for:
-        incident.note("phase", "the first hold ended after long enough in recovery: the way back starts by itself")
+        incident.note("phase", "a hold ended after long enough in recovery: the way back starts by itself")
         incident.approved_by = BY_POLICY
     else:
         incident.page(SENIOR, f"a hold ended without long enough in recovery; the levers stay. {incident.running_cost}")
@@ -159,7 +178,8 @@ async def _take_again(incident: Incident, lever: Lever, why: str) -> None:
         changes["lease"] = lever.lease.model_copy(update={"lease_id": lease})
     if lever.demand is not None:
         now = workflow.now()
-        changes["demand"] = lever.demand.model_copy(update={"start": now, "end": _mitigation.demand_end(now, policy)})
+        end = _mitigation.demand_end(now + policy.way_back.capacity_max_hold, policy)
+        changes["demand"] = lever.demand.model_copy(update={"start": now, "end": end})
     [taken] = await _mitigation.take([lever.model_copy(update=changes)])
     if taken.status is LeverStatus.IN_FORCE:
         taken.detail = f"taken again: {why}"

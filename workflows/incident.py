@@ -114,6 +114,8 @@ class IncidentWorkflow(DecidedByPeople):
         if outcome.status == "failed":
             self.page(AWS_SUPPORT, f"provisioned throughput request failed: {outcome.detail}")
             self.record.to_do.append(f"capacity: {outcome.detail}")
+        if outcome.status == "withdrawn" and lever in self.record.held:
+            lever.status, lever.released_at = LeverStatus.RELEASED, workflow.now()
         self.note("capacity", outcome.detail)
 
     @workflow.signal(name=LEASES_LOST)
@@ -167,7 +169,7 @@ class IncidentWorkflow(DecidedByPeople):
         await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
 
     async def _mitigate(self, load: LoadSnapshot) -> None:
-        self.approved_by = None
+        self.approved_by = self.release_asked = None
         self.record.recovered_at = None
         attempt = self.next_attempt(LeverName.MODEL_ROUTING, LeverName.CACHE_TTL)
         self.enter(Phase.MITIGATING, waiting_for="the levers", next_step="verify recovery")
