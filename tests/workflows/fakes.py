@@ -1,0 +1,369 @@
+"""Stands for everything outside of the workflows: activities that record what they are asked and answer what is set.
+
+Decisions are the product's own; time passes nowhere in here, so that a time-skipping server may skip all of it.
+"""
+
+import asyncio
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.decisions import DecisionActivities
+from domain.alarms import AlarmChange, AlarmState
+from domain.calendar import CalendarEvent
+from domain.capacity import Demand, DemandOutcome, ProvisionedModel, Survey, Surveyed, merged, plan
+from domain.clock import RehearsalClock, compress
+from domain.errors import ErrorKind
+from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
+from domain.incident import RecoveryCheck
+from domain.knobs import Lease, baseline_value
+from domain.load import LoadSnapshot, ModelLoad, total_offered
+from domain.messages import (
+    Authorise,
+    Authorised,
+    AwaitedModel,
+    AwaitedRecovery,
+    AwaitModel,
+    AwaitRecovery,
+    AwaitUnits,
+    CapacityState,
+    CheckCalendar,
+    CheckCapacity,
+    CheckChanges,
+    CheckTasks,
+    CreateModel,
+    DeleteModel,
+    FleetUnits,
+    KnobState,
+    KnobStates,
+    LoadQuery,
+    Page,
+    PolicySnapshot,
+    ReadKnobs,
+    RecoveryQuery,
+    ReleaseLeases,
+    ReportInput,
+    ReportResult,
+    TakeLeases,
+    WatchedRelease,
+    WatchRelease,
+    WithdrawDemand,
+)
+from domain.people import Role, Roster
+from domain.policy import Policy
+from domain.routes import CapacityRoutes
+from domain.runbooks import throttle
+
+START = datetime(2026, 11, 29, 15, 5, tzinfo=UTC)
+"""Monday 00:05 in Tokyo."""
+MODEL = "sonnet"
+APPROVER, ENGINEER = "approver@example.com", "engineer@example.com"
+BASE_ARN = "arn:aws:bedrock:ap-northeast-1:123456789012:provisioned-model/base"
+
+Verdict = tuple[Literal["recovered", "gave-up", "p99-high"], LoadSnapshot]
+
+
+def load(share_of_peak: float, *, throttles: float) -> LoadSnapshot:
+    """Scenario 1's load, or a share of it."""
+    offered = {
+        "recommendation": 24_000.0,
+        "product_question": 8_350.0,
+        "faq": 2_000.0,
+        "greeting": 950.0,
+        "order_status": 2_950.0,
+        "search": 2_950.0,
+    }
+    hurt = throttles > 0
+    return LoadSnapshot(
+        observed_at=START,
+        models={
+            "sonnet": ModelLoad(
+                sent_tokens_per_second=30_200 * share_of_peak,
+                capacity_tokens_per_second=25_500,
+                throttles=throttles,
+                throttle_shares=(0.1, 0.12) if hurt else (0.0, 0.0),
+            ),
+            "haiku": ModelLoad(sent_tokens_per_second=5_000 * share_of_peak, capacity_tokens_per_second=15_000),
+        },
+        offered_tokens_per_second={intent: tokens * share_of_peak for intent, tokens in offered.items()},
+        hit_rate=0.15 if hurt else 0.4,
+        queue_depth=340 if hurt else 3,
+        p99_ms=9_800 if hurt else 1_200,
+        fallback_percent=12 if hurt else 0,
+        tasks_running=15,
+    )
+
+
+SPIKE = load(1, throttles=500)
+"""The alarm's moment: evidence for every lever."""
+SLIGHT = load(0.3, throttles=0).model_copy(update={"hit_rate": 0.15})
+"""Evidence for the free levers only."""
+HELD = load(1, throttles=0)
+"""Recovered under load: no lever may go."""
+CALM = load(0.3, throttles=0)
+"""The traffic has passed: every lever may go."""
+
+
+def alarm(state: AlarmState, at: datetime, message_id: str) -> AlarmChange:
+    """A change of scenario 1's alarm."""
+    return AlarmChange(
+        alarm_name="BedrockThrottleSonnet",
+        state=state,
+        reason="Threshold Crossed: 3 datapoints were greater than the threshold (10.0).",
+        changed_at=at,
+        source="sns",
+        message_id=message_id,
+    )
+
+
+class FakeWorld:
+    """Every activity but those of `FakeEntities`."""
+
+    def __init__(self, speed: float = 1) -> None:
+        self.snapshot = PolicySnapshot(
+            policy=compress(Policy(), speed), clock=RehearsalClock(real_start=START, business_start=START, speed=speed)
+        )
+        self.roster = Roster(people={APPROVER: Role.APPROVER, ENGINEER: Role.ENGINEER})
+        self.calls: list[tuple[str, Any]] = []
+        """Name and argument of every activity, in order."""
+        self.load = SPIKE
+        self.verdicts: list[Verdict] = []
+        """How the next waits for recovery end; a wait without one goes on until there is."""
+        self.breaches: list[list[str]] = []
+        """What the next watches see; nothing when there is none."""
+        self.refused: dict[str, ErrorKind] = {}
+        """Activities that fail, not to be tried again."""
+        self.fleet = [
+            ProvisionedModel(arn=BASE_ARN, name="base", units=15, status="InService", created_at=START),
+        ]
+
+    def asked(self, *names: str) -> list[Any]:
+        """Arguments of the calls with these names, in order."""
+        return [argument for name, argument in self.calls if name in names]
+
+    def pages(self, to: str) -> list[str]:
+        """Texts of the pages to exactly these people."""
+        return [page.text for page in self.asked("page") if page.to == to]
+
+    def _saw(self, request: Any) -> None:
+        name = activity.info().activity_type
+        self.calls.append((name, request))
+        if name in self.refused:
+            raise ApplicationError(f"{name} was refused", type=self.refused[name], non_retryable=True)
+
+    # ------------------------------------------------------------ settings and people
+
+    @activity.defn
+    async def load_policy(self) -> PolicySnapshot:
+        return self.snapshot
+
+    @activity.defn
+    async def authorise(self, request: Authorise) -> Authorised:
+        self._saw(request)
+        may = self.roster.may(request.who, request.needed)
+        return Authorised(may=may, message=f"{request.who} {'may' if may else f'is no {request.needed}'}")
+
+    @activity.defn
+    async def page(self, request: Page) -> None:
+        self._saw(request)
+
+    @activity.defn
+    async def write_report(self, request: ReportInput) -> ReportResult:
+        self._saw(request)
+        return ReportResult(html_path="reports/incident.html", markdown_path="reports/incident.md")
+
+    # ------------------------------------------------------------ evidence
+
+    @activity.defn
+    async def read_load(self, request: LoadQuery) -> LoadSnapshot:
+        self._saw(request)
+        return self.load
+
+    @activity.defn
+    async def check_metrics(self, request: RecoveryQuery) -> list[Check]:
+        self._saw(request)
+        return [_check("Breaching metrics", tokens_per_second=30_000.0, throttles_per_period=500.0)]
+
+    @activity.defn
+    async def check_capacity(self, request: CheckCapacity) -> list[Check]:
+        self._saw(request)
+        return [_check("Provisioned throughput", units_in_service=15)]
+
+    @activity.defn
+    async def check_tasks(self, request: CheckTasks) -> list[Check]:
+        self._saw(request)
+        return [_check("ECS tasks", tasks_running=15)]
+
+    @activity.defn
+    async def check_calendar(self, request: CheckCalendar) -> list[Check]:
+        self._saw(request)
+        starts = "2026-11-30T00:05:00+09:00"
+        return [
+            _check(
+                "Event calendar",
+                event_configured=True,
+                event_starts_at=starts,
+                event_multiplier=3.0,
+                event_lead_seconds=7200.0,
+                event_triggered_at="2026-11-29T22:00:00+09:00",
+                event_completed_at="2026-11-29T22:15:00+09:00",
+                event_capacity_tokens_per_second=21_000.0,
+            )
+        ]
+
+    @activity.defn
+    async def check_changes(self, request: CheckChanges) -> list[Check]:
+        self._saw(request)
+        return [_check("Recent changes", recent_changes=[])]
+
+    @activity.defn
+    async def await_recovery(self, request: AwaitRecovery) -> AwaitedRecovery:
+        self._saw(request)
+        while not self.verdicts:
+            activity.heartbeat()
+            await asyncio.sleep(0.02)
+        ended, seen = self.verdicts.pop(0)
+        return AwaitedRecovery(
+            ended=ended,
+            checks=_checks(request.query, seen, request.checks),
+            load=seen,
+            peak_offered_tokens_per_second=total_offered(seen),
+            effects=throttle.effects(request.query.model, seen),
+        )
+
+    @activity.defn
+    async def watch_release(self, request: WatchRelease) -> WatchedRelease:
+        self._saw(request)
+        breaches = self.breaches.pop(0) if self.breaches else []
+        return WatchedRelease(breaches=breaches, checks=_checks(request.query, self.load, ()), load=self.load)
+
+    # ------------------------------------------------------------ leases, calendar, units
+
+    @activity.defn
+    async def take_leases(self, request: TakeLeases) -> list[Lease]:
+        self._saw(request)
+        return []
+
+    @activity.defn
+    async def renew_leases(self, request: TakeLeases) -> list[str]:
+        self._saw(request)
+        return []
+
+    @activity.defn
+    async def release_leases(self, request: ReleaseLeases) -> None:
+        self._saw(request)
+
+    @activity.defn
+    async def read_knobs(self, request: ReadKnobs) -> KnobStates:
+        self._saw(request)
+        values = {knob: baseline_value(knob, request.baseline) for knob in request.knobs}
+        states = [KnobState(knob=knob, value=value, baseline=value, leases=[]) for knob, value in values.items()]
+        return KnobStates(knobs=states, epoch="1")
+
+    @activity.defn
+    async def put_event(self, request: CalendarEvent) -> None:
+        self._saw(request)
+
+    @activity.defn
+    async def await_units(self, request: AwaitUnits) -> FleetUnits:
+        self._saw(request)
+        return FleetUnits(units=request.units, creating=0)
+
+    # ------------------------------------------------------------ Bedrock
+
+    @activity.defn
+    async def survey(self, request: Survey) -> Surveyed:
+        self._saw(request)
+        situation = request.situation
+        fleet = merged(situation.fleet or (), tuple(self.fleet), request.unlisted, request.gone)
+        return Surveyed(listed=tuple(self.fleet), plan=plan(situation.model_copy(update={"fleet": fleet})))
+
+    @activity.defn
+    async def create_model(self, request: CreateModel) -> str:
+        self._saw(request)
+        order = request.order
+        arn = BASE_ARN.replace("base", order.name)
+        made = ProvisionedModel(
+            arn=arn, name=order.name, units=order.units, status="Creating", ours=True, created_at=datetime.now(UTC)
+        )
+        self.fleet = [*self.fleet, made]
+        return arn
+
+    @activity.defn
+    async def await_in_service(self, request: AwaitModel) -> AwaitedModel:
+        self._saw(request)
+        self.fleet = [
+            model.model_copy(update={"status": "InService"}) if model.arn == request.arn else model
+            for model in self.fleet
+        ]
+        return AwaitedModel(status="InService")
+
+    @activity.defn
+    async def delete_model(self, request: DeleteModel) -> None:
+        self._saw(request)
+        self.fleet = [model for model in self.fleet if model.arn != request.arn]
+
+    @activity.defn
+    async def await_gone(self, request: AwaitModel) -> AwaitedModel:
+        self._saw(request)
+        return AwaitedModel(status=None)
+
+    @activity.defn
+    async def publish_routes(self, request: CapacityRoutes) -> None:
+        self._saw(request)
+
+
+class FakeEntities:
+    """The capacity workflow, which accepts every demand; on record in `world`."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        self._world = world
+
+    @activity.defn
+    async def set_demand(self, request: Demand) -> DemandOutcome:
+        self._world.calls.append(("set_demand", request))
+        return self._outcome(request.demand_id, "requested", request.units)
+
+    @activity.defn
+    async def withdraw_demand(self, request: WithdrawDemand) -> DemandOutcome:
+        self._world.calls.append(("withdraw_demand", request))
+        return self._outcome(request.demand_id, "withdrawn", 15)
+
+    @activity.defn
+    async def capacity_state(self, model: str) -> CapacityState:
+        return CapacityState(model=model)
+
+    @activity.defn
+    async def previous_run(self, workflow_id: str) -> str | None:
+        return None
+
+    @staticmethod
+    def _outcome(demand_id: str, status: Literal["requested", "withdrawn"], units: int) -> DemandOutcome:
+        return DemandOutcome(
+            demand_id=demand_id, status=status, units_in_service=15, units_wanted=units, detail=f"{units} units"
+        )
+
+
+def activities_of(*owners: object) -> list[Any]:
+    """Every activity of these, and the decisions."""
+    return [
+        method
+        for owner in (*owners, DecisionActivities())
+        for name in dir(owner)
+        if hasattr(method := getattr(owner, name), "__temporal_activity_definition")
+    ]
+
+
+def _check(name: str, **values: Value) -> Check:
+    readings = {
+        EvidenceKey(key): Reading(key=EvidenceKey(key), value=value, observed_at=START, source="fake")
+        for key, value in values.items()
+    }
+    return Check(name=name, finding="as set", breaching=False, evidence=Evidence(readings=readings), duration_ms=1)
+
+
+def _checks(query: RecoveryQuery, seen: LoadSnapshot, before: Collection[RecoveryCheck]) -> list[RecoveryCheck]:
+    return throttle.recovery_checks(query.model, seen, query.recovery, before, query.p99_before_ms)
