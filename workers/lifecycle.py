@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,13 +34,14 @@ def say_ready() -> None:
         Path(path).write_text("ready\n")
 
 
-async def run_until_signalled(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run `serve`; SIGTERM or SIGINT sets the event that it was given, and it finishes what is in hand."""
-    stop = asyncio.Event()
+async def run_until_signalled(serve: Coroutine[Any, Any, None]) -> None:
+    """Run `serve`; SIGTERM or SIGINT cancels it, and it finishes what is in hand."""
+    serving = asyncio.create_task(serve)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    await serve(stop)
+        loop.add_signal_handler(signum, serving.cancel)
+    with suppress(asyncio.CancelledError):
+        await serving
 
 
 def leave(code: int) -> NoReturn:

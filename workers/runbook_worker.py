@@ -3,16 +3,17 @@
 import argparse
 import asyncio
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
+import redis
 import structlog
 from pydantic import ValidationError
 from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.worker import Worker
-from workflows.capacity import CapacityWorkflow
 
 from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
@@ -35,6 +36,7 @@ from workers.clients import AwsClients
 from workers.lifecycle import configure_logs, leave, run_until_signalled, say_ready
 from workers.settings import Settings
 from workers.temporal import connect
+from workflows.capacity import CapacityWorkflow
 from workflows.incident import IncidentWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
@@ -49,6 +51,7 @@ ACTIVITY_THREADS = 64
 DRAIN = timedelta(seconds=10)
 """What a running activity may still take after SIGTERM."""
 EPOCH_POLL_SECONDS = 1.0
+TELL_AGAIN_SECONDS = 5.0
 
 _log = structlog.get_logger()
 
@@ -95,32 +98,38 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
 async def watch_epoch(ledger: Ledger, client: Client) -> None:
     """Notice a lost Redis by its missing or changed marker, and tell every workflow that holds leases.
 
-    Redis away: nothing is known, so nothing is told; the marker is compared again once it is back.
+    The marker is made anew only once they were told. They are told a second time, because a workflow that took its
+    leases a moment ago is not in the visibility store yet. Redis away: nothing is known, and nothing is told.
     """
     known: str | None = None
+    tell_again_at: float | None = None
     while True:
         try:
             found = (await asyncio.to_thread(ledger.leases)).epoch
-            if found is None or (known is not None and found != known):
-                _log.warning("redis lost its state, lease holders are told", epoch=found, known=known)
-                async for execution in client.list_workflows("HoldsLeases = true AND ExecutionStatus = 'Running'"):
-                    handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
-                    try:
-                        await handle.signal(LEASES_LOST)
-                    except RPCError as error:
-                        _log.warning("a lease holder could not be told", workflow=execution.id, error=str(error))
-            known = await asyncio.to_thread(ledger.ensure_epoch) if found is None else found
-        except Exception as error:
-            _log.info("the marker of redis could not be read", error=str(error))
+            lost = found is None or known not in (None, found)
+            if lost or (tell_again_at is not None and time.monotonic() >= tell_again_at):
+                _log.warning("redis lost its state; lease holders are told", epoch=found, known=known)
+                await _tell_holders(client)
+                tell_again_at = time.monotonic() + TELL_AGAIN_SECONDS if lost else None
+            known = found or await asyncio.to_thread(ledger.ensure_epoch)
+        except (redis.RedisError, RPCError) as error:
+            _log.warning("leases cannot be looked after now", error=str(error))
         await asyncio.sleep(EPOCH_POLL_SECONDS)
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Run the worker until `stop` is set."""
+async def _tell_holders(client: Client) -> None:
+    async for execution in client.list_workflows("HoldsLeases = true AND ExecutionStatus = 'Running'"):
+        try:
+            await client.get_workflow_handle(execution.id, run_id=execution.run_id).signal(LEASES_LOST)
+        except RPCError as error:
+            _log.warning("a lease holder could not be told", workflow=execution.id, error=str(error))
+
+
+async def serve(settings: Settings) -> None:
+    """Run the worker until cancelled; running activities get `DRAIN` then."""
     client = await connect(settings)
-    redis = connect_redis(settings.redis_url)
-    ledger, routes = Ledger(redis), Routes(redis)
-    await asyncio.to_thread(ledger.ensure_epoch)
+    connection = connect_redis(settings.redis_url)
+    ledger, routes = Ledger(connection), Routes(connection)
     aws = AwsClients(settings)
     with ThreadPoolExecutor(ACTIVITY_THREADS, thread_name_prefix="activity") as threads:
         worker = Worker(
@@ -133,12 +142,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             graceful_shutdown_timeout=DRAIN,
         )
         async with worker:
-            epochs = asyncio.create_task(watch_epoch(ledger, client))
             say_ready()
-            await asyncio.to_thread(ReportActivities.warm)
             _log.info("runbook worker is ready", task_queue=settings.task_queue)
-            await stop.wait()
-            epochs.cancel()
+            await asyncio.to_thread(ReportActivities.warm)
+            await watch_epoch(ledger, client)
 
 
 def main() -> int:
@@ -157,7 +164,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        asyncio.run(run_until_signalled(lambda stop: serve(settings, stop)))
+        asyncio.run(run_until_signalled(serve(settings)))
     except RuntimeError as error:
         print(f"Temporal at {settings.temporal_address} cannot be reached: {error}", file=sys.stderr)
         return 1

@@ -38,7 +38,8 @@ from domain.messages import (
 from domain.policy import AlarmRule, IntakePolicy, Policy
 from tests.servers import AwsServer, TemporalServer
 from workers.clients import AwsClients
-from workers.intake import Incidents, Intake
+from workers.incidents import Incidents
+from workers.intake import Intake
 from workers.settings import Settings
 from workers.temporal import connect
 

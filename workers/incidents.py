@@ -1,0 +1,279 @@
+"""Starting and joining incidents in Temporal: one open workflow per key, and a storm of duplicates becomes a count."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
+
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+)
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from domain.alarm_rules import IncidentTarget
+from domain.alarms import AlarmChange, AlarmState
+from domain.incident import IncidentRecord, Phase, quoted, utc
+from domain.messages import (
+    ALARM_CHANGED,
+    ALARM_REPEATED,
+    INCIDENT_WORKFLOW,
+    RECORD,
+    AlarmRepeats,
+    IncidentInput,
+    incident_id,
+)
+from domain.policy import Policy
+from workers.outages import Outage, insist
+
+R = TypeVar("R")
+
+MAX_KEYS = 10_000
+MAX_ALARMS_PER_KEY = 100
+RPC_TIMEOUT = timedelta(seconds=5)
+SUMMARY_NAME_CHARS = 60
+"""Temporal takes 400 bytes of summary as JSON, in which a character may need six."""
+
+_KEY = SearchAttributeKey.for_keyword("IncidentKey")
+_AWAY = frozenset(
+    (
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.UNKNOWN,
+        RPCStatusCode.ABORTED,
+    )
+)
+"""Answers that say nothing about the request itself: it waits and is sent again."""
+
+
+def _temporal_is_away(error: Exception) -> bool:
+    return isinstance(error, RPCError) and error.status in _AWAY
+
+
+@dataclass
+class Seen:
+    """What Temporal has been told of one alarm."""
+
+    state: AlarmState
+    changed_at: datetime
+
+
+@dataclass
+class Key:
+    """What Temporal has been told of one incident key. Whoever reads or writes it holds `lock`."""
+
+    name: str
+    alarms: "OrderedDict[str, Seen]" = field(default_factory=OrderedDict)
+    repeats: int = 0
+    """Duplicates not yet counted in Temporal."""
+    counted_at: float = -1e9
+    """When the last count was sent, on the monotonic clock."""
+    reopens: tuple[AlarmChange, IncidentTarget] | None = None
+    """A repeat that is newer than what was delivered: should the incident be closed, this opens the next."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def remember(self, change: AlarmChange) -> None:
+        """Temporal has `change`."""
+        self.alarms[change.alarm_name] = Seen(change.state, change.changed_at)
+        self.alarms.move_to_end(change.alarm_name)
+        if len(self.alarms) > MAX_ALARMS_PER_KEY:
+            self.alarms.popitem(last=False)
+
+
+class Incidents:
+    """Starts and joins incidents, and keeps duplicates from them."""
+
+    def __init__(self, temporal: Client, policy: Policy, task_queue: str) -> None:
+        self._temporal = temporal
+        self._policy = policy
+        self._task_queue = task_queue
+        self._keys: OrderedDict[str, Key] = OrderedDict()
+        self._outage = Outage("Temporal")
+        self._workers = Outage("the incidents' worker")
+
+    def _key(self, name: str) -> Key:
+        """What is known of a key; the least recently used ones are forgotten."""
+        known = self._keys.setdefault(name, Key(name))
+        self._keys.move_to_end(name)
+        if len(self._keys) > MAX_KEYS:
+            oldest = next(iter(self._keys.values()))
+            if not oldest.lock.locked() and not oldest.repeats:
+                del self._keys[oldest.name]
+        return known
+
+    async def deliver(self, change: AlarmChange, target: IncidentTarget) -> str:
+        """Make Temporal know `change`; returns what was done, in one word.
+
+        Waits while Temporal is away. A change that Temporal has already, or that an older message tells late, is
+        only counted.
+
+        Raises:
+            RPCError: Temporal refuses this one; trying again would not help.
+        """
+        known = self._key(target.key)
+        async with known.lock:
+            seen = known.alarms.get(change.alarm_name)
+            if seen and (change.state is seen.state or change.changed_at < seen.changed_at):
+                return await self._repeated(known, change, target, seen)
+            if change.state is AlarmState.ALARM:
+                await self._start_or_join(target, change)
+                done = "signalled"
+            else:
+                done = "signalled" if await self._signal(target.key, ALARM_CHANGED, change) else "no-incident"
+            known.remember(change)
+            return done
+
+    async def _repeated(self, known: Key, change: AlarmChange, target: IncidentTarget, seen: Seen) -> str:
+        if change.state is not AlarmState.ALARM or change.source == "reconcile":
+            return "known"
+        known.repeats += 1
+        if change.state is seen.state and change.changed_at > seen.changed_at:
+            known.reopens = (change, target)
+        if self._may_count(known):
+            await self._send_count(known)
+        return "counted"
+
+    async def _send_count(self, known: Key) -> None:
+        known.counted_at = time.monotonic()
+        count, reopens = known.repeats, known.reopens
+        if not await self._signal(known.name, ALARM_REPEATED, AlarmRepeats(count=count)) and reopens:
+            change, target = reopens
+            await self._start_or_join(target, change)
+            known.remember(change)
+        known.repeats, known.reopens = 0, None
+
+    async def send_counts(self, *, all_of_them: bool = False) -> None:
+        """Send what duplicates have gathered, for every key whose interval has passed or for all."""
+        for known in [known for known in self._keys.values() if known.repeats]:
+            async with known.lock:
+                if known.repeats and (all_of_them or self._may_count(known)):
+                    await self._send_count(known)
+
+    def _may_count(self, known: Key) -> bool:
+        interval = self._policy.intake.duplicate_count_interval.total_seconds()
+        return time.monotonic() - known.counted_at >= interval
+
+    async def is_missed(self, change: AlarmChange, target: IncidentTarget) -> bool:
+        """Whether an alarm that CloudWatch says is on, is one that its incident has not heard of."""
+        known = self._key(target.key)
+        seen = known.alarms.get(change.alarm_name)
+        if seen and seen.state is not AlarmState.ALARM and change.changed_at <= seen.changed_at:
+            return False  # it went off after CloudWatch was asked
+        last = await self._last_run(target.key)
+        if last is None:
+            return True
+        if last.status is not WorkflowExecutionStatus.RUNNING:
+            # Closed while the alarm is on, after a snooze for one: it opens again. Not so a triage incident: people
+            # were paged and closed it, and only a new change pages them again.
+            was_paged = target.runbook is None and last.close_time and last.close_time >= change.changed_at
+            return not was_paged
+        await self._recall(known)
+        if not known.alarms or any(alarm.state is AlarmState.ALARM for alarm in known.alarms.values()):
+            return False
+        return change.changed_at > max(alarm.changed_at for alarm in known.alarms.values())
+
+    async def start(self, change: AlarmChange, target: IncidentTarget) -> None:
+        """Start or join at once, whatever is remembered."""
+        known = self._key(target.key)
+        async with known.lock:
+            await self._start_or_join(target, change)
+            known.remember(change)
+
+    async def open_keys(self) -> list[str]:
+        """The keys that have an open incident, as far as visibility knows yet."""
+        query = f'WorkflowType = "{INCIDENT_WORKFLOW}" AND ExecutionStatus = "Running"'
+        found = [run.typed_search_attributes.get(_KEY) async for run in self._temporal.list_workflows(query)]
+        return [key for key in found if key]
+
+    async def alarms_on(self, key: str) -> list[str]:
+        """Names of the alarms that the open incident believes to be on."""
+        known = self._key(key)
+        await self._recall(known)
+        return [name for name, alarm in known.alarms.items() if alarm.state is AlarmState.ALARM]
+
+    async def _recall(self, known: Key) -> None:
+        """After a restart: ask the open incident what it knows. No answer: nothing is known."""
+        if known.alarms:
+            return
+        try:
+            record = await self._handle(known.name).query(RECORD, result_type=IncidentRecord, rpc_timeout=RPC_TIMEOUT)
+        except (RPCError, WorkflowQueryFailedError) as error:
+            self._workers.failed(error)
+            return
+        self._workers.worked()
+        state = AlarmState.ALARM if record.alarm_on else AlarmState.OK
+        async with known.lock:
+            known.alarms.setdefault(record.alarm.alarm_name, Seen(state, record.alarm.changed_at))
+
+    async def _last_run(self, key: str) -> WorkflowExecutionDescription | None:
+        try:
+            return await self._call(self._handle(key).describe)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def warm_up(self) -> None:
+        """Go the way of an alarm to an incident that does not exist; waits until Temporal is there."""
+        await self._signal("warm-up", ALARM_REPEATED, AlarmRepeats(count=1))
+
+    async def _start_or_join(self, target: IncidentTarget, change: AlarmChange) -> None:
+        """Signal-with-start: one open workflow per key, whoever else tries at the same time."""
+        fields = IncidentRecord.model_fields
+        attributes = TypedSearchAttributes(
+            [
+                SearchAttributePair(_KEY, target.key),
+                SearchAttributePair(SearchAttributeKey.for_keyword("IncidentPhase"), str(Phase.TRIAGE)),
+                SearchAttributePair(SearchAttributeKey.for_keyword("Severity"), fields["severity"].default),
+                SearchAttributePair(SearchAttributeKey.for_keyword("Service"), fields["service"].default),
+                SearchAttributePair(SearchAttributeKey.for_bool("HoldsLeases"), False),
+            ]
+        )
+        await self._call(
+            self._temporal.start_workflow,
+            INCIDENT_WORKFLOW,
+            IncidentInput(key=target.key, runbook=target.runbook, model=target.model, alarm=change),
+            id=incident_id(target.key),
+            task_queue=self._task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            start_signal=ALARM_CHANGED,
+            start_signal_args=[change],
+            search_attributes=attributes,
+            static_summary=f"Alarm {quoted(change.alarm_name[:SUMMARY_NAME_CHARS])}",
+            static_details=(
+                f"Alarm {quoted(change.alarm_name)} is in {change.state} since {utc(change.changed_at)}: "
+                f"{quoted(change.reason)}"
+            ),
+        )
+
+    async def _signal(self, key: str, name: str, message: AlarmChange | AlarmRepeats) -> bool:
+        """Signal the open incident of that key; False if there is none."""
+        try:
+            await self._call(self._handle(key).signal, name, message)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def _handle(self, key: str) -> WorkflowHandle[object, object]:
+        return self._temporal.get_workflow_handle(incident_id(key))
+
+    async def _call(self, call: Callable[..., Awaitable[R]], *args: object, **kwargs: object) -> R:
+        return await insist(partial(call, *args, rpc_timeout=RPC_TIMEOUT, **kwargs), self._outage, _temporal_is_away)
