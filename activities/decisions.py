@@ -1,4 +1,4 @@
-"""Decisions that choose or count commands, run as local activities: their results stand in the history, so that an
+"""Decisions that choose or count commands, run as activities: their results stand in the history, so that an
 edited tree, plan or threshold never breaks the replay of a workflow in flight."""
 
 from temporalio import activity

@@ -1,7 +1,9 @@
 """The three ways a workflow touches the world: read, mutate, wait. A summary is mandatory: it is the UI's line.
 
-`decide` is the fourth kind of step: a pure decision that chooses or counts commands. It runs as a local activity so
-that its result is in the history, and editing the domain later cannot break replay.
+`decide` is the fourth kind of step: a pure decision that chooses or counts commands. It runs as an activity so that
+its result is in the history, and editing the domain later cannot break replay. A regular one: a local activity that
+runs beside other steps does not always come in the same order in a replay (sdk-python issues 1578 and 1881), and the
+incident fails with a nondeterminism error after a worker's restart.
 """
 
 from collections.abc import Awaitable, Callable
@@ -91,15 +93,18 @@ async def decide(activity: Callable[[S, A], Awaitable[R]], arg: A, *, summary: s
 async def decide(activity: Callable[[S, A], R], arg: A, *, summary: str) -> R: ...
 async def decide(activity: Callable[..., Any], arg: Any, *, summary: str) -> Any:
     """A recorded decision."""
-    return await workflow.execute_local_activity_method(
-        activity, arg, start_to_close_timeout=DECIDE_TIMEOUT, summary=summary
+    return await workflow.execute_activity_method(
+        activity, arg, start_to_close_timeout=DECIDE_TIMEOUT, retry_policy=READ_RETRY, summary=summary
     )
 
 
 async def load_policy() -> PolicySnapshot:
     """A snapshot of the policy; recorded, so that two workers on different versions replay alike."""
-    return await workflow.execute_local_activity_method(
-        SettingsActivities.load_policy, start_to_close_timeout=DECIDE_TIMEOUT, summary="Policy snapshot"
+    return await workflow.execute_activity_method(
+        SettingsActivities.load_policy,
+        start_to_close_timeout=DECIDE_TIMEOUT,
+        retry_policy=MUTATE_RETRY,
+        summary="Policy snapshot",
     )
 
 
