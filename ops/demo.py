@@ -39,7 +39,7 @@ from dataplane.ledger import Ledger
 from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase, TimelineEntry
 from domain.knobs import KnobName, baseline_value, effective_value
 from domain.load import LoadSnapshot, total_offered
-from domain.messages import ABORT, APPROVE_REVERT, incident_id, load_query
+from domain.messages import incident_id, load_query
 from domain.people import Role
 from domain.runbooks.throttle import Guard, guard
 from ops.servers import ServerNotFound
@@ -200,7 +200,6 @@ class _Show:
     def failed(self, result: DemoResult, message: str, next_step: str) -> int:
         """Says what went wrong; answers the exit code."""
         result.error = message
-        result.seconds = round(time.monotonic() - self.started, 1)
         body = Text.assemble(("The demo failed.\n\n", "bold red"), message, "\n\n", (next_step, "bold"))
         self.out.print(Panel(body, border_style="red"))
         return int(ExitCode.UNEXPECTED)
@@ -214,29 +213,34 @@ async def _run(options: _Options, show: _Show, result: DemoResult) -> None:
     show.line(f"Scenario 1: a Monday release brings five times the traffic. {options.speed:g} times as fast as life.")
     pids: list[int] = []
     stack = Stack(StackOptions(state_dir=options.state_dir, speed=options.speed), say=show.line)
-    with show.status:
-        async with stack:
-            pids = list(stack.pids.values())
-            play = _Play(stack, options, show, result)
-            try:
-                await stack.guard(play.play())
-            except (DemoFailed, OpsError) as error:
-                if options.keep:
-                    show.line(error.message, "bold red")
-                    await _stay(stack, show)
-                raise
-            if options.keep:
-                if options.as_json:
-                    result.seconds = round(time.monotonic() - show.started, 1)
-                    print(result.model_dump_json(), flush=True)
-                await _stay(stack, show)
-            show.now(None, "stopping")
-    left = [pid for pid in pids if psutil.pid_exists(pid)]
-    result.stopped = not left
-    result.seconds = round(time.monotonic() - show.started, 1)
+    try:
+        with show.status:
+            async with stack:
+                pids = list(stack.pids.values())
+                await _play(stack, options, show, result)
+                show.now(None, "stopping")
+    finally:
+        left = [pid for pid in pids if psutil.pid_exists(pid)]
+        result.stopped = not left
+        result.seconds = round(time.monotonic() - show.started, 1)
     if left:
         raise DemoFailed(f"Processes of the stack are still there: {left}.", "End them by their ids.")
     show.line(f"Every process is stopped. The demo took {result.seconds:g} s.", "bold green")
+
+
+async def _play(stack: Stack, options: _Options, show: _Show, result: DemoResult) -> None:
+    try:
+        await stack.guard(_Play(stack, options, show, result).play())
+    except (DemoFailed, OpsError) as error:
+        if options.keep:
+            show.line(error.message, "bold red")
+            await _stay(stack, show)
+        raise
+    if options.keep:
+        if options.as_json:
+            result.seconds = round(time.monotonic() - show.started, 1)
+            print(result.model_dump_json(), flush=True)
+        await _stay(stack, show)
 
 
 async def _stay(stack: Stack, show: _Show) -> None:
@@ -266,7 +270,7 @@ class _Play:
         os.environ.update(stack.process_env())
         self._settings = Settings()
         self._clock = self._settings.clock
-        self._policy = load_policy(None, self._clock)
+        self._policy = load_policy(self._settings.policy_file, self._clock)
         self._aws = AwsClients(self._settings)
         self._load: LoadSnapshot | None = None
         self._load_read_at = 0.0
@@ -294,13 +298,12 @@ class _Play:
         await self._traffic_rises()
         await self._until("the incident recovers under load", self._recovered)
         await self._see_ui("While it waits for a decision, the Temporal UI shows")
-        while True:
+        while not self._over():
             await self._traffic_passes()
             await self._approve()
-            await self._until("the way back ends", self._over_or_waiting_again)
-            if self._record.phase is Phase.CLOSED:
-                break
-            self._show.line("The way back stopped and waits for a new decision.", "yellow")
+            await self._until("the way back ends", lambda: self._over() or self._waits_for_decision())
+            if self._waits_for_decision():
+                self._show.line("The way back stopped and waits for a new decision.", "yellow")
         await self._until("its workflow is complete", lambda: self._incident is not None and bool(self._incident.ended))
         await self._check()
 
@@ -328,21 +331,27 @@ class _Play:
         self._show.line(f"The alarm opened an incident: {self._record.incident_id}", "bold red")
 
     def _recovered(self) -> bool:
-        return self._record.phase is Phase.AWAITING_DECISION and self._record.recovered_at is not None
+        return self._over() or (self._waits_for_decision() and self._record.recovered_at is not None)
 
-    def _over_or_waiting_again(self) -> bool:
+    def _waits_for_decision(self) -> bool:
+        return self._record.phase is Phase.AWAITING_DECISION
+
+    def _over(self) -> bool:
+        """Nothing is left to decide."""
         if self._incident is not None and self._incident.ended not in (None, "completed"):
             raise DemoFailed(f"The incident's workflow was {self._incident.ended}.", self._look())
-        return self._record.phase in (Phase.CLOSED, Phase.AWAITING_DECISION)
+        return self._record.phase in (Phase.CLEANUP, Phase.SNOOZED, Phase.CLOSED)
 
     async def _traffic_passes(self) -> None:
         def passed() -> bool:
             return self._load is not None and self._without_levers(self._load).may
 
+        if not self._waits_for_decision():
+            return
         self._show.line("The service has recovered. Now the traffic has to pass.", "bold green")
-        await self._until("the traffic passes", passed)
-        assert self._load is not None
-        self._show.line(f"The traffic has passed: {self._without_levers(self._load).why}.", "bold green")
+        await self._until("the traffic passes", lambda: passed() or not self._waits_for_decision())
+        if self._load is not None:
+            self._show.line(f"The traffic has passed: {self._without_levers(self._load).why}.", "bold green")
 
     def _without_levers(self, load: LoadSnapshot) -> Guard:
         """What the guard of the way back would say of the last lever."""
@@ -350,6 +359,8 @@ class _Play:
 
     async def _approve(self) -> None:
         """By the very command that a person would use, or by that person."""
+        if not self._waits_for_decision():  # somebody has decided already
+            return
         self._approvals += 1
         if self._approvals > MOST_APPROVALS:
             raise DemoFailed(f"The way back stopped {MOST_APPROVALS} times.", self._look())
@@ -358,8 +369,7 @@ class _Play:
         if self._options.interactive:
             source = f"source {self._stack.state_dir / 'env'}"
             self._show.line(f"It is your decision. In another shell:\n  {source}\n  {shown}", "bold cyan")
-            before = self._accepted()
-            await self._until("you approve", lambda: self._accepted() > before, forever=True)
+            await self._until("you decide", lambda: not self._waits_for_decision(), forever=True)
             return
         self._show.line(f"$ {shown}", "bold cyan")
         process = await asyncio.create_subprocess_exec(
@@ -373,11 +383,6 @@ class _Play:
         self._show.line(said.decode(errors="replace").strip(), "cyan")
         if process.returncode:
             raise DemoFailed(f"The approval ended with exit code {process.returncode}.", self._look())
-
-    def _accepted(self) -> int:
-        return sum(
-            item.action in (APPROVE_REVERT, ABORT) and item.outcome == "accepted" for item in self._record.decisions
-        )
 
     async def _until(self, what: str, done: Callable[[], bool], *, forever: bool = False) -> None:
         """Look at everything until `done`."""

@@ -186,13 +186,14 @@ def _timeline_cells(entry: TimelineEntry, times: Times) -> tuple[str, str, str]:
 
 def how_to_decide(key: str) -> str:
     """The commands that answer an incident which waits for a decision."""
-    commands = {
-        f'runbooks incident approve {key} --why "..."': "let the staged way back begin",
-        f'runbooks incident reject {key} --why "..."': "keep the levers for now",
-        f'runbooks incident extend {key} --by 2h --why "..."': "hold the levers longer",
-    }
-    width = max(map(len, commands))
-    return "\n".join(f"  {command:<{width}}  {meaning}" for command, meaning in commands.items())
+    return "\n".join(
+        f"  # {meaning}\n  runbooks incident {command}"
+        for meaning, command in (
+            ("let the staged way back begin", f'approve {key} --why "..."'),
+            ("keep the levers for now", f'reject {key} --why "..."'),
+            ("hold the levers longer", f'extend {key} --by 2h --why "..."'),
+        )
+    )
 
 
 def _head(record: IncidentRecord, ended: str | None, times: Times) -> list[RenderableType]:
