@@ -1,0 +1,78 @@
+"""Alarms that come while an incident is open: a storm of the same one, and one that returns."""
+
+import random
+from datetime import timedelta
+
+import pytest
+
+from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase
+from domain.messages import CAPACITY_STATE, CapacityState, capacity_id
+from domain.people import Role
+from tests.e2e.harness import CURABLE, INCIDENT, WORSE, Rehearsal, in_force, shapes
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
+
+STORM = 1000
+MOST_EVENTS = 100
+
+
+async def test_a_storm_is_a_count_and_a_return_is_mitigated_again(world: Rehearsal) -> None:
+    world.spike(CURABLE)
+    record = await world.awaits_decision()
+    await _storm(world, record)
+
+    approver = world.token(Role.APPROVER)
+    assert (await world.ops.release(INCIDENT, approver, "is it over?", LeverName.CACHE_TTL)).outcome == "accepted"
+    refused = await world.until("the guard refuses", lambda record: "must stay" in _ttl(record).detail)
+    assert LeverName.CACHE_TTL in in_force(refused)
+
+    await world.traffic_has_passed()
+    await world.until("people may decide", lambda record: record.phase is Phase.AWAITING_DECISION)
+    assert (await world.ops.release(INCIDENT, approver, "it passed", LeverName.CACHE_TTL)).outcome == "accepted"
+    await world.until("the lever is released", lambda record: _ttl(record).status is LeverStatus.RELEASING)
+    world.spike(WORSE)
+    await world.until("taken again", lambda record: "taken again" in _ttl(record).detail)
+    again = await world.until("in mitigation again", lambda record: record.recovered_at is None)
+    assert again.run_id == record.run_id
+
+    recovered = await world.awaits_decision()
+    assert in_force(recovered) == set(LeverName)
+    demand = recovered.levers[-1].demand
+    assert demand is not None
+    assert demand.units == world.policy.models["sonnet"].ceiling_units
+    capacity = world.temporal.get_workflow_handle(capacity_id("sonnet"))
+    state = await capacity.query(CAPACITY_STATE, result_type=CapacityState)
+    assert [item.demand_id for item in state.demands] == [INCIDENT]
+    assert state.demands[0].units == demand.units
+    assert sum(world.units().values()) == demand.units
+
+    await world.approve()
+    closed = await world.closed(record.run_id)
+    await world.is_as_before(closed)
+    assert [lever.status for lever in closed.levers] == [LeverStatus.RELEASED] * 3
+
+
+async def _storm(world: Rehearsal, record: IncidentRecord) -> None:
+    """The alarm has been OK since, and all its thousand deliveries, the latest and older ones, change only a count."""
+    runs, before = await world.runs(), await world.ops.get_record(INCIDENT)
+    events = await world.history_length()
+    at = record.alarm.changed_at
+    shaped = [shapes(record.alarm, at - timedelta(seconds=n % 60))[n % 3] for n in range(STORM)]
+    random.Random(8).shuffle(shaped)
+    world.send(*shaped)
+    after = await world.until(
+        "all are counted", lambda record: record.alarm_times >= before.alarm_times + STORM, seconds=40
+    )
+    assert after.alarm_times == before.alarm_times + STORM
+    assert world.waiting(world.settings.alarm_queue_url) == 0
+    assert world.waiting(world.settings.dead_letter_queue_url) == 0
+    assert await world.runs() == runs
+    assert await world.history_length() - events < MOST_EVENTS
+    assert after.phase is Phase.AWAITING_DECISION
+    assert after.mitigated_at == before.mitigated_at
+
+
+def _ttl(record: IncidentRecord) -> Lever:
+    lever = record.lever(LeverName.CACHE_TTL)
+    assert lever is not None
+    return lever
