@@ -85,7 +85,7 @@ class Incident:
         self.record.waiting_for, self.record.next_step, self.record.next_at = waiting_for, next_step, next_at
         if phase is not self.record.phase:
             self.record.phase = phase
-            self.note("phase", f"phase: {phase}")
+            self.note("phase", f"now {phase}")
         self.show()
 
     def set_lever(self, lever: Lever) -> None:
@@ -167,6 +167,7 @@ class Incident:
         if task.done():
             return task.result()
         task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
         return None
 
     # ------------------------------------------------------------ cost and progress, in words
