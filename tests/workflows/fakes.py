@@ -15,7 +15,7 @@ from activities.decisions import DecisionActivities
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel, Survey, Surveyed, merged, plan
-from domain.clock import RehearsalClock, compress
+from domain.clock import RehearsalClock
 from domain.errors import ErrorKind
 from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
 from domain.incident import RecoveryCheck
@@ -122,10 +122,8 @@ def alarm(state: AlarmState, at: datetime, message_id: str) -> AlarmChange:
 class FakeWorld:
     """Every activity but those of `FakeEntities`."""
 
-    def __init__(self, speed: float = 1) -> None:
-        self.snapshot = PolicySnapshot(
-            policy=compress(Policy(), speed), clock=RehearsalClock(real_start=START, business_start=START, speed=speed)
-        )
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.snapshot = PolicySnapshot(policy=policy or Policy(), clock=RehearsalClock())
         self.roster = Roster(people={APPROVER: Role.APPROVER, ENGINEER: Role.ENGINEER})
         self.calls: list[tuple[str, Any]] = []
         """Name and argument of every activity, in order."""

@@ -16,7 +16,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 from temporalio.testing import TimeSkipper, TimeSkippingConfig
-from temporalio.worker import Worker
+from temporalio.worker import Replayer, Worker
 
 from domain.alarms import AlarmState
 from domain.capacity import Demand, DemandKind, DemandOutcome
@@ -182,9 +182,10 @@ async def lab(time_skipping_temporal: TemporalServer) -> AsyncIterator[Lab]:
     activities = activities_of(world, FakeEntities(world))
     async with Worker(skipper.client, task_queue=lab.queue, workflows=WORKFLOWS, activities=activities):
         yield lab
-        if lab.handle is not None:
-            with suppress(RPCError):  # closed
-                await lab.handle.terminate()
+        replayer = Replayer(workflows=WORKFLOWS, plugins=[runbook_plugin()])
+        await replayer.replay_workflow(await lab.workflow.fetch_history())
+        with suppress(RPCError):  # closed
+            await lab.workflow.terminate()
 
 
 async def test_the_first_hold_to_end_after_an_hour_in_recovery_starts_the_whole_staged_way_back(lab: Lab) -> None:

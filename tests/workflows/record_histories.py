@@ -1,0 +1,322 @@
+"""Records the histories that `test_replay.py` replays: `python -m tests.workflows.record_histories [PATH ...]`.
+
+Plays every path (or those named) with the product's workflows on a Temporal server of its own and with fakes around
+them; takes half a minute. Workflows that have been released are not recorded anew: a change that their histories do
+not replay belongs behind `workflow.patched`.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from temporalio.client import Client, WorkflowHandle, WorkflowHistory
+from temporalio.worker import Worker
+
+from activities.entities import EntityActivities
+from domain.alarms import AlarmState
+from domain.errors import ErrorKind
+from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
+from domain.messages import (
+    ABORT,
+    ACKNOWLEDGE,
+    ALARM_CHANGED,
+    APPROVE_REVERT,
+    CAPACITY_STATE,
+    EXTEND,
+    INCIDENT_WORKFLOW,
+    RECORD,
+    REJECT,
+    RELEASE_LEVER,
+    CapacityState,
+    ExtendRequest,
+    IncidentInput,
+    PersonRequest,
+    ReleaseLeverRequest,
+    UpdateResult,
+    capacity_id,
+    incident_id,
+)
+from domain.policy import Policy
+from tests.servers import TemporalServer
+from tests.workflows.fakes import (
+    APPROVER,
+    CALM,
+    ENGINEER,
+    HELD,
+    MODEL,
+    SPIKE,
+    FakeWorld,
+    activities_of,
+    alarm,
+)
+from workers.runbook_worker import WORKFLOWS
+from workers.temporal import runbook_plugin
+
+FOLDER = Path(__file__).parent / "histories"
+IDENTITY = "recorder"
+CARRIED = {
+    "workflowTaskScheduledEventAttributes": "taskQueue",
+    "activityTaskScheduledEventAttributes": "input",
+    "startChildWorkflowExecutionInitiatedEventAttributes": "input",
+    "workflowExecutionCompletedEventAttributes": "result",
+}
+LEFT_OUT = {"stackTrace", "taskId", "requestId", "workerVersion", "header", "priority", "meteringMetadata"}
+"""What no replay looks at; a stack trace names files of the machine that recorded."""
+KEY = f"bedrock-throttle:{MODEL}"
+
+_DEFAULT = Policy()
+SECOND = timedelta(seconds=1)
+POLICY = _DEFAULT.model_copy(
+    update={
+        "capacity": _DEFAULT.capacity.model_copy(update={"drain": SECOND / 10}),
+        "escalation": _DEFAULT.escalation.model_copy(update={"snooze": SECOND / 2, "approval_reminder": 2 * SECOND}),
+        "leases": _DEFAULT.leases.model_copy(update={"renew_every": 1.5 * SECOND}),
+        "way_back": _DEFAULT.way_back.model_copy(update={"capacity_max_hold": 4 * SECOND, "recovered_for": SECOND}),
+    }
+)
+"""The default, with the waits that a path sits out cut to seconds."""
+
+
+class Play:
+    """One incident with everything of it, on a server of its own."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.world = FakeWorld(POLICY)
+        self.started_at = datetime.now(UTC)
+
+    async def opens(self, *, runbook: bool = True) -> None:
+        """The alarm comes; until the incident waits for recovery (or for people)."""
+        input = IncidentInput(
+            key=KEY if runbook else "triage:Unknown",
+            runbook="throttle" if runbook else None,
+            model=MODEL if runbook else None,
+            alarm=alarm(AlarmState.ALARM, datetime.now(UTC), "message-1"),
+        )
+        self.incident: WorkflowHandle[Any, Any] = await self.client.start_workflow(
+            INCIDENT_WORKFLOW, input, id=incident_id(input.key), task_queue=MODEL
+        )
+        await self.reaches(Phase.VERIFYING if runbook else Phase.AWAITING_DECISION)
+
+    async def recovers(self, *, landed: bool = True) -> None:
+        """Recovery, with the capacity that was bought (if it was)."""
+        self.world.load = HELD
+        self.world.verdicts.append(("recovered", HELD))
+        await self.until(
+            lambda record: (
+                record.phase is Phase.AWAITING_DECISION
+                and (not landed or any(lever.landed_at for lever in record.held))
+            )
+        )
+
+    async def asks(
+        self, update: str, who: str, outcome: str = "accepted", request: PersonRequest | None = None
+    ) -> None:
+        """A person asks, and is answered as expected."""
+        request = request or PersonRequest(who=who, why="as agreed")
+        answer: UpdateResult = await self.incident.execute_update(update, request, result_type=UpdateResult)
+        if answer.outcome != outcome:
+            raise RuntimeError(f"{update} by {who} was {answer.outcome}, not {outcome}: {answer.message}")
+
+    async def approved(self) -> None:
+        """The traffic has passed; somebody approves."""
+        self.world.load = CALM
+        await self.asks(APPROVE_REVERT, APPROVER)
+
+    async def alarms(self, state: AlarmState) -> None:
+        """The alarm changes."""
+        await self.incident.signal(ALARM_CHANGED, alarm(state, datetime.now(UTC), uuid4().hex))
+
+    async def reaches(self, phase: Phase) -> None:
+        await self.until(lambda record: record.phase is phase)
+
+    async def until(self, what: Callable[[IncidentRecord], bool]) -> None:
+        """Waits, asking as a person who watches would."""
+        async with asyncio.timeout(20):
+            while True:
+                if what(await self.incident.query(RECORD, result_type=IncidentRecord)):
+                    return
+                await asyncio.sleep(0.05)
+
+    async def histories(self) -> list[WorkflowHistory]:
+        """Of every workflow that took part, once all is at rest; the capacity workflow is ended."""
+        await self.incident.result()
+        if self.incident.id == incident_id(KEY):
+            await self._capacity_rests()
+        started = f"StartTime >= '{self.started_at.isoformat()}'"
+        runs = [(execution.id, execution.run_id) async for execution in self.client.list_workflows(started)]
+        return [await self.client.get_workflow_handle(id, run_id=run).fetch_history() for id, run in sorted(runs)]
+
+    async def _capacity_rests(self) -> None:
+        handle = self.client.get_workflow_handle(capacity_id(MODEL))
+        async with asyncio.timeout(20):
+            state = None
+            while state is None or state.doing != "idle" or state.demands or len(state.fleet) > 1:
+                state = await handle.query(CAPACITY_STATE, result_type=CapacityState)
+                await asyncio.sleep(0.05)
+        await handle.terminate("recorded")
+
+
+async def approved(play: Play) -> None:
+    await play.opens()
+    await play.asks(APPROVE_REVERT, APPROVER, "not-possible")
+    await play.recovers()
+    await play.asks(APPROVE_REVERT, ENGINEER, "denied")
+    await play.approved()
+
+
+async def rejected_then_approved(play: Play) -> None:
+    await play.opens()
+    await play.asks(ACKNOWLEDGE, ENGINEER)
+    await play.recovers()
+    await play.asks(REJECT, APPROVER)
+    longer = ExtendRequest(who=ENGINEER, why="the event goes on", lever=LeverName.CAPACITY, by=timedelta(hours=1))
+    await play.asks(EXTEND, ENGINEER, request=longer)
+    play.world.load = CALM
+    first = ReleaseLeverRequest(who=APPROVER, why="not needed", lever=LeverName.MODEL_ROUTING)
+    await play.asks(RELEASE_LEVER, APPROVER, request=first)
+    await play.until(lambda record: record.levers[0].status is LeverStatus.RELEASED)
+    await play.reaches(Phase.AWAITING_DECISION)
+    await play.approved()
+
+
+async def hold_ended(play: Play) -> None:
+    await play.opens()
+    await play.recovers()
+    play.world.load = CALM
+    await play.reaches(Phase.CLOSED)
+
+
+async def aborted(play: Play) -> None:
+    await play.opens()
+    await play.asks(ABORT, ENGINEER, "denied")
+    await play.asks(ABORT, APPROVER)
+
+
+async def lever_failed(play: Play) -> None:
+    play.world.refused = {"take_leases": ErrorKind.ACCESS_DENIED, "check_changes": ErrorKind.ACCESS_DENIED}
+    await play.opens()
+    await play.recovers()
+    await play.approved()
+
+
+async def alarm_returned(play: Play) -> None:
+    await play.opens()
+    await play.recovers()
+    await play.alarms(AlarmState.OK)
+    play.world.load = SPIKE
+    await play.alarms(AlarmState.ALARM)
+    await play.reaches(Phase.VERIFYING)
+    play.world.verdicts.append(("gave-up", SPIKE))
+    await play.until(lambda record: "plan is made anew" in str(record.timeline))
+    await play.reaches(Phase.VERIFYING)
+    await play.recovers()
+    play.world.breaches = [["P99 latency 4,000 ms (target 3,000)"]]
+    await play.approved()
+    await play.until(lambda record: "is taken again" in str(record.timeline))
+    await play.reaches(Phase.AWAITING_DECISION)
+    await play.approved()
+
+
+async def triage(play: Play) -> None:
+    await play.opens(runbook=False)
+    await play.asks(ACKNOWLEDGE, ENGINEER)
+    await play.alarms(AlarmState.OK)
+
+
+PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
+    path.__name__: path
+    for path in (approved, rejected_then_approved, hold_ended, aborted, lever_failed, alarm_returned, triage)
+}
+
+
+async def record(client: Client, path: str) -> list[WorkflowHistory]:
+    """Plays a path; the histories of every workflow that took part."""
+    play = Play(client)
+    activities = activities_of(play.world, EntityActivities())
+    async with Worker(client, task_queue=MODEL, workflows=WORKFLOWS, activities=activities, identity=IDENTITY):
+        await PATHS[path](play)
+        return await play.histories()
+
+
+def write(path: Path, histories: list[WorkflowHistory]) -> None:
+    """One event a line, its payloads as plain JSON; without what commands carry: a replay makes it anew."""
+    workflows = []
+    for history in histories:
+        events = history.to_json_dict()["events"]
+        for event in events:
+            for attributes, field in CARRIED.items():
+                event.get(attributes, {}).pop(field, None)
+        lines = ",\n".join(json.dumps(_readable(event), ensure_ascii=False) for event in events)
+        workflows.append(f"{json.dumps(history.workflow_id)}: [\n{lines}\n]")
+    path.write_text("{\n" + ",\n".join(workflows) + "\n}\n", encoding="utf-8")
+
+
+def read(path: Path) -> Iterator[WorkflowHistory]:
+    """What `write` wrote."""
+    for name, events in json.loads(path.read_text(encoding="utf-8")).items():
+        yield WorkflowHistory.from_json(name, {"events": _original(events)})
+
+
+def _readable(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_readable(item) for item in part]
+    if not isinstance(part, Mapping):
+        return part
+    metadata = part.get("metadata")
+    if part.keys() == {"metadata", "data"} and isinstance(metadata, Mapping):
+        plain = {name: b64decode(value).decode() for name, value in metadata.items()}
+        if plain.pop("encoding") == "json/plain":
+            return {"json": json.loads(b64decode(part["data"])), **plain}
+    return {name: _readable(value) for name, value in part.items() if name not in LEFT_OUT}
+
+
+def _original(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_original(item) for item in part]
+    if not isinstance(part, Mapping):
+        return part
+    if "json" in part:
+        metadata = {"encoding": "json/plain", **{name: value for name, value in part.items() if name != "json"}}
+        return {
+            "metadata": {name: b64encode(value.encode()).decode() for name, value in metadata.items()},
+            "data": b64encode(json.dumps(part["json"]).encode()).decode(),
+        }
+    return {name: _original(value) for name, value in part.items()}
+
+
+async def main(paths: list[str]) -> int:
+    """Records the paths; exit code 2 when there is none of that name."""
+    if unknown := [path for path in paths if path not in PATHS]:
+        print(f"there is no path {', '.join(unknown)}; there are {', '.join(PATHS)}", file=sys.stderr)
+        return 2
+    logging.disable(logging.WARNING)  # activities that fail on purpose
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as data_dir:
+        server = TemporalServer(Path(data_dir)).start()
+        try:
+            client = await Client.connect(server.address, plugins=[runbook_plugin()], identity=IDENTITY)
+            for number, path in enumerate(paths, 1):
+                print(f"{number} of {len(paths)}: {path}", end="", flush=True)
+                histories = await record(client, path)
+                write(FOLDER / f"{path}.json", histories)
+                events = sum(len(history.events) for history in histories)
+                print(f": {len(histories)} workflows, {events} events", flush=True)
+        finally:
+            server.kill()
+    return 0
+
+
+if __name__ == "__main__":
+    code = asyncio.run(main(sys.argv[1:] or list(PATHS)))
+    sys.stdout.flush()
+    os._exit(code)  # a process that used a Temporal client may crash at interpreter exit (sdk-python issue 300)
