@@ -257,6 +257,20 @@ def quoted(text: str) -> str:
     return "`" + (" ".join(text.split()).replace("`", "'") or " ") + "`"
 
 
+def span(duration: timedelta) -> str:
+    """A length of time in its two largest units."""
+    seconds = round(abs(duration.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s" if minutes < 10 and seconds else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def utc(at: AwareDatetime) -> str:
     """`at` for people: to the second."""
     return at.strftime("%Y-%m-%d %H:%M:%S %Z")

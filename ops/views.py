@@ -6,7 +6,7 @@ Consoles are made by `console`: nothing in a text is ever taken for Rich markup.
 
 import unicodedata
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from domain.capacity import DemandKind
 from domain.clock import RehearsalClock
-from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry
+from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry, span
 from domain.messages import CapacityState
 from ops.service import Incident, IncidentRow
 
@@ -72,20 +72,6 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_cleaned(item) for item in value)
     return value
-
-
-def span(duration: timedelta) -> str:
-    """A length of time in its two largest units."""
-    seconds = round(abs(duration.total_seconds()))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s" if minutes < 10 and seconds else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 class Times:

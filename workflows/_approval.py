@@ -12,7 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.settings import SettingsActivities
 from domain.errors import ErrorKind
-from domain.incident import Decision, IncidentRecord, Lever, LeverStatus, Phase
+from domain.incident import Decision, IncidentRecord, Lever, LeverStatus, Phase, span
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
@@ -97,7 +97,7 @@ class DecidedByPeople(Incident):
                 return self._decide(EXTEND, request, "not-possible", f"{request.lever or 'no lever'} is not held")
             if request.by > most:
                 return self._decide(
-                    EXTEND, request, "not-possible", f"by {request.by} is not allowed; at most {most} at a time is"
+                    EXTEND, request, "not-possible", f"at most {span(most)} at a time, not {span(request.by)}"
                 )
             for lever in levers:
                 if why_not := await self._extend_hold(lever, request.by):

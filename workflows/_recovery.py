@@ -6,7 +6,7 @@ from typing import Literal
 from temporalio import workflow
 
 from activities.cloudwatch import CloudWatchActivities
-from domain.incident import LeverName, Phase
+from domain.incident import LeverName, Phase, span
 from domain.load import LoadSnapshot
 from domain.messages import AwaitRecovery
 from domain.runbooks.throttle import recovered_how
@@ -26,7 +26,7 @@ async def verify(incident: Incident) -> Verdict:
     started = workflow.now()
     incident.enter(
         Phase.VERIFYING,
-        waiting_for=f"recovery, held for {policy.recovery.hold}",
+        waiting_for=f"recovery, held for {span(policy.recovery.hold)}",
         next_step="people decide the way back",
     )
     due: list[tuple[datetime, str]] = [
@@ -59,20 +59,19 @@ async def verify(incident: Incident) -> Verdict:
             return "recovered"
         if awaited.ended == "p99-high":
             page_p99_ms = None
-            incident.page(SENIOR, f"P99 over {policy.escalation.p99_ms:g} ms for {policy.escalation.p99_for}")
+            incident.page(SENIOR, f"P99 over {policy.escalation.p99_ms:g} ms for {span(policy.escalation.p99_for)}")
             continue
         if due:
             due.pop(0)
         throttled = any(check.name == "throttles" and not check.met for check in awaited.checks)
         if why == "late":
             unmet = ", ".join(check.name for check in awaited.checks if not check.met) or "not held long enough"
-            incident.page(SENIOR, f"not recovered after {workflow.now() - started}: {unmet}. The levers stay.")
+            incident.page(SENIOR, f"not recovered after {span(workflow.now() - started)}: {unmet}. The levers stay.")
         elif throttled:
             if why == "throttled" and not incident.throttles_paged:
                 incident.throttles_paged = True
-                incident.page(
-                    SENIOR_AND_TAM, f"throttles go on {at - started} after mitigation. {incident.capacity_progress}"
-                )
+                so_far = f"throttles go on {span(at - started)} after mitigation"
+                incident.page(SENIOR_AND_TAM, f"{so_far}. {incident.capacity_progress}")
             incident.note("recovery", "still throttled: the plan is made anew for the present load")
             return "again"
     return "aborted"

@@ -318,7 +318,8 @@ class IncidentWorkflow(DecidedByPeople):
             rest = "knobs and capacity are at their baseline"
         else:
             rest = "; ".join(self.record.still_held) or "not everything is back at its baseline"
-        return f"{'Aborted' if self.abort_asked else 'Closed'}: {recovery}; {rest}."
+        how = "Aborted" if self.abort_asked else "Closed"
+        return f"{how}. {recovery[0].upper()}{recovery[1:]}; {rest}."
 
     async def _report(self) -> None:
         with contextlib.suppress(TimeoutError):
