@@ -106,7 +106,8 @@ def list_(
         if as_json:
             _print_json([row.model_dump(mode="json") for row in rows])
             return 0
-        from ops.views import Times, console, incident_table, span
+        from domain.incident import span
+        from ops.views import Times, console, incident_table
 
         if rows:
             console().print(incident_table(rows, Times(datetime.now(UTC), settings.clock)))
