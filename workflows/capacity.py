@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -12,7 +12,6 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.bedrock import BedrockActivities
 from activities.decisions import DecisionActivities
-from activities.settings import SettingsActivities
 from domain.capacity import (
     CapacityPlan,
     Demand,
@@ -44,7 +43,7 @@ from domain.messages import (
 )
 from domain.policy import CapacityPolicy
 from domain.routes import CapacityRoute, CapacityRoutes
-from workflows._step import READ_TIMEOUT, READ_TOTAL, failure, mutate, read, wait
+from workflows._step import decide, failure, load_policy, mutate, read, wait
 
 SERVICE = SearchAttributeKey.for_keyword("Service")
 UNANSWERED_KEPT = 50
@@ -62,9 +61,6 @@ class CapacityWorkflow:
 
     Nothing waits in the main loop: it goes round whenever a demand changes, a step ends, or time changes the plan.
     What failed is not tried again before the next reconciliation, `RECONCILE_NOW` or a new demand.
-
-    Its decisions are regular activities: local ones that run beside other steps do not always come in the same order
-    in a replay (sdk-python issue 1578; nor when a query arrives meanwhile).
     """
 
     @workflow.init
@@ -104,6 +100,7 @@ class CapacityWorkflow:
         """What failed and waits for the next reconciliation: ARNs, `CREATE`, `LIST`."""
         self.look = True
         self.replan = False
+        self.planning = False
         self.reconcile_at: datetime | None = None
         self.publishing = False
         self.refused = ""
@@ -120,9 +117,9 @@ class CapacityWorkflow:
         self._try_again()
         await workflow.wait_condition(lambda: self.listed_at is not None or bool(self._problems()))
         plan = await self._preview("Plan: what the new demand needs")
-        outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None) if plan else None
+        outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
         if outcome is None:
-            return self._answer(demand.demand_id, "requested", "recorded")
+            return self._withdrawn(demand.demand_id, plan, f"it ended at {utc(demand.end)}")
         self.told[demand.demand_id] = outcome
         return outcome
 
@@ -140,8 +137,7 @@ class CapacityWorkflow:
         self.told.pop(request.demand_id, None)
         self._try_again()
         plan = await self._preview("Plan: what can go without the withdrawn demand")
-        why = request.reason if known else "there is no such demand"
-        return self._answer(request.demand_id, "withdrawn", f"{why}; {plan.summary}" if plan else why)
+        return self._withdrawn(request.demand_id, plan, request.reason if known else "there is no such demand")
 
     @workflow.signal(name=RECONCILE_NOW)
     def reconcile_now(self) -> None:
@@ -167,18 +163,17 @@ class CapacityWorkflow:
             next_sequence=self.next_sequence,
         )
 
-    def _answer(self, demand_id: str, status: Literal["requested", "withdrawn"], detail: str) -> DemandOutcome:
-        plan = self.plan
+    def _withdrawn(self, demand_id: str, plan: CapacityPlan, why: str) -> DemandOutcome:
         return DemandOutcome(
             demand_id=demand_id,
-            status=status,
-            units_in_service=plan.units_in_service if plan else 0,
-            units_wanted=plan.desired_units if plan else 0,
-            detail=f"{status}: {detail}",
+            status="withdrawn",
+            units_in_service=plan.units_in_service,
+            units_wanted=plan.desired_units,
+            detail=f"withdrawn: {why}; {plan.summary}",
         )
 
-    async def _preview(self, summary: str) -> CapacityPlan | None:
-        """The plan as an answer; the main loop makes its own. None: not in time, and the demand stands all the same.
+    async def _preview(self, summary: str) -> CapacityPlan:
+        """The plan as an answer; the main loop makes its own.
 
         Raises:
             ApplicationError: Invalid, when the policy does not have the model.
@@ -186,10 +181,7 @@ class CapacityWorkflow:
         await workflow.wait_condition(lambda: self.snapshot is not None or bool(self.refused))
         if self.refused:
             raise ApplicationError(self.refused, type=ErrorKind.INVALID, non_retryable=True)
-        try:
-            return await read(DecisionActivities.plan_capacity, self._situation(), summary=summary)
-        except ActivityError:
-            return None
+        return await decide(DecisionActivities.plan_capacity, self._situation(), summary=summary)
 
     def _try_again(self) -> None:
         self.held.clear()
@@ -212,7 +204,7 @@ class CapacityWorkflow:
         workflow.continue_as_new(CapacityInput(state=self.state()))
 
     async def _round(self) -> None:
-        look, self.look, self.replan = self.look, False, False
+        look, self.look, self.replan, self.planning = self.look, False, False, True
         now = workflow.now()
         try:
             if self.reconcile_at is None or now >= self.reconcile_at:
@@ -223,7 +215,7 @@ class CapacityWorkflow:
                 look = self.republish = True
             plan = await self._survey() if look else None
             if plan is None:
-                plan = await read(
+                plan = await decide(
                     DecisionActivities.plan_capacity, self._situation(), summary="Plan: the steps to the units wanted"
                 )
         except ActivityError as error:
@@ -232,6 +224,7 @@ class CapacityWorkflow:
             self.errors.pop("plan", None)
             self.plan = plan
             self._act(plan)
+        self.planning = False
 
     async def _sleep(self) -> None:
         assert self.reconcile_at is not None
@@ -268,12 +261,7 @@ class CapacityWorkflow:
     async def _load_policy(self) -> None:
         """Takes the policy as it is now; what was read before stays when that fails or lacks the model."""
         try:
-            snapshot = await workflow.execute_activity_method(
-                SettingsActivities.load_policy,
-                start_to_close_timeout=READ_TIMEOUT,
-                schedule_to_close_timeout=READ_TOTAL,
-                summary="Policy snapshot",
-            )
+            snapshot = await load_policy()
         except ActivityError as error:
             self.errors["policy"] = failure(error)[1]
             return
@@ -348,8 +336,7 @@ class CapacityWorkflow:
             demand = self.demands.pop(demand_id, None)
             self.told.pop(demand_id, None)
             if demand is not None:
-                ended = self._answer(demand_id, "withdrawn", f"it ended at {utc(demand.end)}; {plan.summary}")
-                self.news.append((demand.asked_by, ended))
+                self.news.append((demand.asked_by, self._withdrawn(demand_id, plan, f"it ended at {utc(demand.end)}")))
         if plan.units_in_service >= plan.desired_units:
             self.shortage.clear()
         retire = {step.arn for step in plan.steps if step.kind in RETIRING and step.ready}
@@ -567,6 +554,8 @@ class CapacityWorkflow:
         parts += [
             f"{'deleting' if arn in self.deleting else 'draining'} {step.name}" for arn, step in self.retiring.items()
         ]
+        parts += ["publishing routes"] if self.publishing else []
+        parts += ["planning"] if self.planning or self.look or self.replan else []
         return ", ".join(parts) or "idle"
 
     def _details(self) -> str:
