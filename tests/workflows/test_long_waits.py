@@ -317,7 +317,7 @@ async def test_after_an_abort_the_key_is_snoozed_until_ok_or_half_an_hour(lab: L
     await lab.start_recovered()
     assert (await lab.asks(ABORT, by(APPROVER, "false alarm"))).outcome == "accepted"
     record = await lab.reaches(Phase.SNOOZED)
-    assert (record.knobs_at_baseline, record.outcome[:8], record.report_path is None) == (True, "Aborted:", False)
+    assert (record.knobs_at_baseline, record.outcome[:7], record.report_path is None) == (True, "Aborted", False)
     await lab.passes(POLICY.escalation.snooze - MINUTE)
     await lab.alarm(AlarmState.ALARM)
     assert (await lab.record()).phase is Phase.SNOOZED
