@@ -1,16 +1,17 @@
 """SQS: one message wakes one poller, and a poller that has gone away takes none with it.
 
 In moto two pollers that wait on one queue both receive the message that wakes them, and a long poll goes on, and
-receives, after its client was killed.
+receives, after its client was killed. A long queue is slow there.
 """
 
 import socket
 import threading
 import time
+from datetime import datetime
 from typing import Any
 
 from moto.core.responses import ActionResult
-from moto.sqs import urls
+from moto.sqs import models, urls
 from moto.sqs.responses import SQSResponse
 
 from simulator.aws.world import ENVIRON_KEY
@@ -54,7 +55,13 @@ class OneReceiverResponse(SQSResponse):
             return False
 
 
+def _unix_time_millis(dt: datetime | None = None) -> float:
+    """moto's goes by way of two datetimes, for each message of the queue at each message sent."""
+    return (time.time() if dt is None else dt.timestamp()) * 1000
+
+
 def install() -> None:
     """Put it in moto's place. Before the server starts."""
+    models.unix_time_millis = _unix_time_millis  # type: ignore[attr-defined]
     for path in urls.url_paths:
         urls.url_paths[path] = OneReceiverResponse.dispatch
