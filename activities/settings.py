@@ -57,6 +57,15 @@ def _line(content: object, location: tuple[int | str, ...]) -> int:
     return line
 
 
+def _version(path: Path | None) -> object:
+    """Changes when the file does; None: there is no file, or it cannot be looked at."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
 def load_policy(path: Path | None, clock: RehearsalClock) -> Policy:
     """The policy with its business durations divided by the clock's speed.
 
@@ -67,17 +76,23 @@ def load_policy(path: Path | None, clock: RehearsalClock) -> Policy:
 
 
 class SettingsActivities:
-    """Configuration files, read anew at each call so that an edit needs no restart."""
+    """Configuration files, looked at again at each call so that an edit needs no restart."""
 
     def __init__(self, *, policy_file: Path | None, roster_file: Path | None, clock: RehearsalClock) -> None:
         self._policy_file = policy_file
         self._roster_file = roster_file
         self._clock = clock
+        self._parsed: tuple[object, PolicySnapshot] | None = None
 
     @activity.defn
     async def load_policy(self) -> PolicySnapshot:
         """A snapshot for one workflow. A broken file fails the activity with its line and is tried again."""
-        return PolicySnapshot(policy=load_policy(self._policy_file, self._clock), clock=self._clock)
+        version = _version(self._policy_file)
+        if self._parsed is None or self._parsed[0] != version:
+            # Parsed once: YAML with line numbers takes 5 ms for a few lines, and this stands before every lever.
+            policy = load_policy(self._policy_file, self._clock)
+            self._parsed = version, PolicySnapshot(policy=policy, clock=self._clock)
+        return self._parsed[1]
 
     @activity.defn
     async def authorise(self, request: Authorise) -> Authorised:

@@ -196,11 +196,13 @@ class LoadQuery(Message):
     lookback: timedelta
 
 
-def load_query(policy: Policy) -> LoadQuery:
-    """The query of all models and intents of the policy."""
+def load_query(policy: Policy, model: str) -> LoadQuery:
+    """The query of `model`, the models its intents may be downgraded to, and every intent of theirs."""
+    targets = {intent.downgrade_to for intent in policy.intents.values() if intent.model == model}
+    models = [name for name in policy.models if name == model or name in targets]
     return LoadQuery(
-        models={name: spec.model_id for name, spec in policy.models.items()},
-        intents=list(policy.intents),
+        models={name: policy.models[name].model_id for name in models},
+        intents=[name for name, intent in policy.intents.items() if intent.model in models],
         period=policy.metrics.period,
         lookback=policy.evidence.metric_lookback,
     )

@@ -291,7 +291,7 @@ class _Play:
         cloudwatch = CloudWatchActivities(
             self._aws.cloudwatch(), ecs_cluster=self._settings.ecs_cluster, ecs_service=self._settings.ecs_service
         )
-        self._read_load = lambda: cloudwatch.read_load(load_query(self._policy))
+        self._read_load = lambda: cloudwatch.read_load(load_query(self._policy, MODEL))
         self._show.line("The stack is up. It is a quiet night; the release comes five minutes after midnight.", "bold")
         if ui := self._ui_link():
             self._show.line(f"Temporal UI: {ui}")

@@ -47,7 +47,8 @@ WORKFLOWS: list[type] = [
     PostIncidentCleanupWorkflow,
     CapacityWorkflow,
 ]
-ACTIVITY_THREADS = 64
+ACTIVITY_SLOTS = 1000
+"""Every open incident waits in one or two activities at all times; those hold a slot and no thread."""
 DRAIN = timedelta(seconds=10)
 """What a running activity may still take after SIGTERM."""
 EPOCH_POLL_SECONDS = 1.0
@@ -131,14 +132,14 @@ async def serve(settings: Settings) -> None:
     connection = connect_redis(settings.redis_url)
     ledger, routes = Ledger(connection), Routes(connection)
     aws = AwsClients(settings)
-    with ThreadPoolExecutor(ACTIVITY_THREADS, thread_name_prefix="activity") as threads:
+    with ThreadPoolExecutor(ACTIVITY_SLOTS, thread_name_prefix="activity") as threads:
         worker = Worker(
             client,
             task_queue=settings.task_queue,
             workflows=WORKFLOWS,
             activities=activities(settings, aws, ledger, routes),
             activity_executor=threads,
-            max_concurrent_activities=ACTIVITY_THREADS,
+            max_concurrent_activities=ACTIVITY_SLOTS,
             graceful_shutdown_timeout=DRAIN,
         )
         async with worker:
@@ -156,6 +157,8 @@ def main() -> int:
         epilog="Settings are the environment variables RUNBOOKS_* of workers/settings.py.",
     ).parse_args()
     configure_logs()
+    # The sandbox imports the workflows' modules for every run; compiling them each time would take 20 ms.
+    sys.dont_write_bytecode = False
     try:
         settings = Settings()
         load_policy(settings.policy_file, settings.clock)

@@ -33,7 +33,7 @@ def recovery_query(model: str, snapshot: PolicySnapshot) -> RecoveryQuery:
     """What recovery of `model` is judged by. The P99's value before is unknown: the alarm comes in the breach."""
     policy = snapshot.policy
     return RecoveryQuery(
-        load=load_query(policy),
+        load=load_query(policy, model),
         model=model,
         intents_of_model=[name for name, intent in policy.intents.items() if intent.model == model],
         recovery=policy.recovery,

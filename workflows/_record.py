@@ -125,7 +125,7 @@ class Incident:
         try:
             load = await read(
                 CloudWatchActivities.read_load,
-                load_query(self.now_snapshot.policy),
+                load_query(self.now_snapshot.policy, self.model),
                 summary="Re-read the metrics of the alarm",
             )
         except ActivityError as error:
