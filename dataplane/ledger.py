@@ -3,8 +3,9 @@
 Every change is one Lua script: it reads the server's clock, ends what has expired, checks, writes, appends to the
 audit stream and tells the readers. All of it happens or nothing, and all of it may run twice.
 
-- A lease id is used once. The same id again is a renewal; with another holder, knob or value it is refused; after
+- A lease id is used once. The same id again is a renewal; with another holder, knob, value or pin it is refused; after
   a release it is refused, so that a late retry brings nothing back. Who takes a lever again takes a new id.
+- What is another holder's is refused and the attempt put on record; nothing else of that call is done either.
 - A renewal only ever moves the end of a lease later, so that late duplicates cannot shorten it.
 - Expired is judged by the server's clock at each read; nobody has to live for a lease to end.
 - Everything is bounded: leases, their size, remembered releases and the audit stream.
@@ -24,162 +25,21 @@ from uuid import uuid4
 import redis
 
 from dataplane import keys
-from dataplane.connection import Script
-from domain.knobs import AuditEntry, Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest, effective_value
-
-MAX_LEASES = 1000
-"""Leases in force at one time; more are refused."""
-MAX_VALUE_BYTES = 4096
-"""Size of one lease's value as JSON."""
-AUDIT_ENTRIES = 10_000
-"""About how many audit entries are kept; the oldest go first."""
-REMEMBER_RELEASED_MS = 24 * 3600 * 1000
-"""How long a released id stays refused, at least; longer if the lease would have lived longer."""
-MAX_RELEASED = 10_000
-"""Released ids remembered; the soonest to be forgotten go first."""
+from dataplane.ledger_scripts import KEYS, MAX_LEASES, MAX_VALUE_BYTES, READ, READ_KEYS, REFUSE, RELEASE, SWEEP, TAKE
+from domain.knobs import (
+    AuditEntry,
+    Baseline,
+    Holder,
+    KnobName,
+    KnobValue,
+    Lease,
+    LeaseRequest,
+    Refusal,
+    RefusalEntry,
+    effective_value,
+)
 
 _log = logging.getLogger(__name__)
-
-_KEYS = [keys.LEASES, keys.EXPIRIES, keys.RELEASED, keys.AUDIT, keys.VERSION]
-
-_LIMITS = f"""
-local MAX_LEASES, MAX_RELEASED, AUDIT_ENTRIES = {MAX_LEASES}, {MAX_RELEASED}, {AUDIT_ENTRIES}
-local REMEMBER_RELEASED_MS = {REMEMBER_RELEASED_MS}
-"""
-
-# Shared by every script that changes the ledger. Numbers become text by int(): Lua would write 1.7e+12.
-_PRELUDE = (
-    _LIMITS
-    + """
-local LEASES, EXPIRIES, RELEASED, AUDIT, VERSION = unpack(KEYS)
-local function int(number) return string.format('%.0f', number) end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local version
-
-local function changed()
-  version = version or redis.call('INCR', VERSION)
-  return version
-end
-
-local function find(id)
-  local record, expires = redis.call('HGET', LEASES, id), redis.call('ZSCORE', EXPIRIES, id)
-  if record and expires then return cjson.decode(record), tonumber(expires) end
-end
-
-local function audit(action, id, record, expires, reason)
-  changed()
-  redis.call('XADD', AUDIT, 'MAXLEN', '~', AUDIT_ENTRIES, '*', 'action', action, 'at_ms',
-    int(action == 'expired' and expires or now), 'lease_id', id, 'knob', record.knob, 'value', record.value,
-    'holder', record.holder, 'reason', reason, 'expires_ms', int(expires))
-end
-
-local function remove(id)
-  redis.call('HDEL', LEASES, id)
-  redis.call('ZREM', EXPIRIES, id)
-end
-
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRIES, '-inf', int(now))) do
-  local record, expires = find(id)
-  if record then audit('expired', id, record, expires, record.reason) end
-  remove(id)
-end
-redis.call('ZREMRANGEBYSCORE', RELEASED, '-inf', int(now))
-
-local function finish(answer)
-  if version then redis.call('PUBLISH', ARGV[1], 'leases') end
-  return answer
-end
-"""
-)
-
-# ARGV: channel, outcome for a lease that is not there, then id, knob, value, holder, reason, duration for each.
-_TAKE = Script(
-    _PRELUDE
-    + """
-local count = redis.call('ZCARD', EXPIRIES)
-local answer, refused = {}, false
-for i = 3, #ARGV, 6 do
-  local id, knob, value, holder = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local record, expires = find(id)
-  local outcome
-  if redis.call('ZSCORE', RELEASED, id) then outcome = 'released'
-  elseif record and record.holder ~= holder then outcome = 'other_holder'
-  elseif record and (record.knob ~= knob or record.value ~= value) then outcome = 'changed'
-  elseif record then outcome = 'renewed'
-  elseif count >= MAX_LEASES then outcome = 'full'
-  else outcome = ARGV[2]; count = count + 1 end
-  local taken = outcome == 'renewed' or outcome == ARGV[2]
-  refused = refused or not taken
-  answer[#answer + 1] = {outcome, taken and (record and record.acquired_ms or int(now)) or '',
-    taken and int(math.max(expires or 0, now + tonumber(ARGV[i + 5]))) or ''}
-end
-if refused and ARGV[2] == 'acquired' then return finish(answer) end
-for n, entry in ipairs(answer) do
-  if entry[2] ~= '' then
-    local i = 3 + (n - 1) * 6
-    local record = {knob = ARGV[i + 1], value = ARGV[i + 2], holder = ARGV[i + 3], reason = ARGV[i + 4],
-      acquired_ms = entry[2], version = changed()}
-    redis.call('HSET', LEASES, ARGV[i], cjson.encode(record))
-    redis.call('ZADD', EXPIRIES, entry[3], ARGV[i])
-    audit(entry[1] == 'renewed' and 'renewed' or 'acquired', ARGV[i], record, tonumber(entry[3]), record.reason)
-    entry[4] = record.version
-  end
-end
-return finish(answer)
-"""
-)
-
-# ARGV: channel, holder, reason, then the ids.
-_RELEASE = Script(
-    _PRELUDE
-    + """
-local answer, refused = {}, false
-for i = 4, #ARGV do
-  local record = find(ARGV[i])
-  local outcome = 'not_held'
-  if record and record.holder ~= ARGV[2] then outcome = 'other_holder'; refused = true
-  elseif record then outcome = 'released'
-  elseif redis.call('ZSCORE', RELEASED, ARGV[i]) then outcome = 'already_released' end
-  answer[#answer + 1] = outcome
-end
-if refused then return finish(answer) end
-for n, outcome in ipairs(answer) do
-  local id = ARGV[n + 3]
-  if outcome ~= 'already_released' then
-    local record, expires = find(id)
-    if record then
-      audit('released', id, record, expires, ARGV[3])
-      remove(id)
-    end
-    changed()
-    redis.call('ZADD', RELEASED, int(math.max(expires or 0, now + REMEMBER_RELEASED_MS)), id)
-  end
-end
-redis.call('ZREMRANGEBYRANK', RELEASED, 0, -MAX_RELEASED - 1)
-return finish(answer)
-"""
-)
-
-# ARGV: channel.
-_SWEEP = Script(_PRELUDE + "return finish(version and 1 or 0)")
-
-# ARGV: lease ids that the reader knows; the answer says which of them were released.
-_READ = Script("""
-local LEASES, EXPIRIES, RELEASED, VERSION, EPOCH = unpack(KEYS)
-local time = redis.call('TIME')
-local now = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
-local leases, released = {}, {}
-local held = redis.call('ZRANGEBYSCORE', EXPIRIES, '(' .. now, '+inf', 'WITHSCORES')
-for i = 1, #held, 2 do
-  local record = redis.call('HGET', LEASES, held[i])
-  if record then leases[#leases + 1] = {held[i], held[i + 1], record} end
-end
-for _, id in ipairs(ARGV) do
-  if redis.call('ZSCORE', RELEASED, id) then released[#released + 1] = id end
-end
-return {redis.call('GET', EPOCH) or '', redis.call('GET', VERSION) or '0', now, leases, released}
-""")
 
 
 class TakeOutcome(StrEnum):
@@ -194,7 +54,7 @@ class TakeOutcome(StrEnum):
     OTHER_HOLDER = "other_holder"
     """Refused: another holder has this id."""
     CHANGED = "changed"
-    """Refused: the id is held for another knob or value."""
+    """Refused: the id is held for another knob or value, or as a pin and not as one."""
     FULL = "full"
     """Refused: `MAX_LEASES` are in force."""
 
@@ -220,7 +80,7 @@ class LeaseRefusedError(Exception):
 _WHY = {
     TakeOutcome.RELEASED: "was released; take a new id",
     TakeOutcome.OTHER_HOLDER: "belongs to another holder",
-    TakeOutcome.CHANGED: "is held for another knob or value; take a new id",
+    TakeOutcome.CHANGED: "is held for another knob or value, or is a pin and this is not; take a new id",
     TakeOutcome.FULL: f"is one more than the {MAX_LEASES} that may be in force at one time",
 }
 
@@ -292,24 +152,14 @@ class Ledger:
         if not lease_ids:
             return []
         ids = list(dict.fromkeys(lease_ids))
-        answer = cast(list[str], _RELEASE(self._client, _KEYS, [keys.CHANGES, _holder_text(holder), reason, *ids]))
+        answer = cast(list[str], RELEASE(self._client, KEYS, [keys.CHANGES, _holder_text(holder), reason, *ids]))
         if refused := [id_ for id_, outcome in zip(ids, answer, strict=True) if outcome == TakeOutcome.OTHER_HOLDER]:
             raise LeaseRefusedError(dict.fromkeys(refused, TakeOutcome.OTHER_HOLDER))
         return [ReleaseResult(id_, ReleaseOutcome(outcome)) for id_, outcome in zip(ids, answer, strict=True)]
 
     def leases(self, known_ids: Iterable[str] = ()) -> LedgerView:
         """What is in force now, and which of `known_ids` are known to be released. Writes nothing."""
-        read_keys = [keys.LEASES, keys.EXPIRIES, keys.RELEASED, keys.VERSION, keys.EPOCH]
-        epoch, version, now_ms, records, released = cast(
-            tuple[str, str, str, list[list[str]], list[str]], tuple(_READ(self._client, read_keys, list(known_ids)))
-        )
-        return LedgerView(
-            leases=tuple(lease for entry in records if (lease := _parse_lease(*entry)) is not None),
-            epoch=epoch or None,
-            version=int(version),
-            server_time=_time(now_ms),
-            released=frozenset(released),
-        )
+        return parse_view(READ(self._client, READ_KEYS, list(known_ids)))
 
     def effective(self, knob: KnobName, baseline: Baseline) -> KnobValue:
         """The knob's value in force now."""
@@ -320,17 +170,29 @@ class Ledger:
 
         A lease that ended by itself is on record since the next change of the ledger or `sweep`.
         """
-        since_ms = int(since.timestamp() * 1000)
-        entries = cast(
-            list[tuple[str, dict[str, str]]],
-            self._client.xrevrange(keys.AUDIT, min=str(since_ms), count=count),
-        )
-        parsed = [entry for _, fields in reversed(entries) if (entry := _parse_audit(fields)) is not None]
+        parsed = [entry for fields in self._stream(keys.AUDIT, since, count) if (entry := _parse_audit(fields))]
         return sorted((entry for entry in parsed if entry.at >= since), key=lambda entry: entry.at)
+
+    def record_refusal(self, refusal: Refusal) -> None:
+        """Put on record that somebody tried what they may not. Twice is on record twice."""
+        holder = _holder_text(refusal.holder) if refusal.holder else ""
+        REFUSE(self._client, KEYS, [keys.CHANGES, refusal.action, refusal.target, refusal.value, holder, refusal.why])
+
+    def refusals(self, since: datetime, count: int = 1000) -> list[RefusalEntry]:
+        """The newest `count` refused attempts at `since` or later, oldest first: those recorded by `record_refusal`,
+        and those at a lease of another holder."""
+        return [
+            RefusalEntry(
+                **{key: fields[key] for key in ("action", "target", "value", "why")},
+                holder=Holder(**_holder_fields(fields["holder"])) if fields["holder"] else None,
+                at=_time(fields["at_ms"]),
+            )
+            for fields in self._stream(keys.REFUSALS, since, count)
+        ]
 
     def sweep(self) -> bool:
         """Put the leases that have ended on record and forget them; whether there were any."""
-        return bool(_SWEEP(self._client, _KEYS, [keys.CHANGES]))
+        return bool(SWEEP(self._client, KEYS, [keys.CHANGES]))
 
     def ensure_epoch(self) -> str:
         """The data set's marker, made if it is missing.
@@ -341,6 +203,13 @@ class Ledger:
         if self._client.set(keys.EPOCH, marker, nx=True):
             return marker
         return cast(str | None, self._client.get(keys.EPOCH)) or self.ensure_epoch()
+
+    def _stream(self, key: str, since: datetime, count: int) -> list[dict[str, str]]:
+        entries = cast(
+            list[tuple[str, dict[str, str]]],
+            self._client.xrevrange(key, min=str(int(since.timestamp() * 1000)), count=count),
+        )
+        return [fields for _, fields in reversed(entries)]
 
     def _take(
         self, requests: Sequence[LeaseRequest], new: Literal[TakeOutcome.ACQUIRED, TakeOutcome.PUT_BACK]
@@ -357,9 +226,23 @@ class Ledger:
                     f"value of lease {request.lease_id}: {len(value)} bytes; {MAX_VALUE_BYTES} are allowed"
                 )
             holder = _holder_text(request.holder)
+            first = "" if request.acquired_at is None else int(request.acquired_at.timestamp() * 1000)
             args += [request.lease_id, request.knob, value, holder, request.reason, request.duration_ms]
-        answer = cast(list[list[Any]], _TAKE(self._client, _KEYS, args))
+            args += [int(request.pin), first]
+        answer = cast(list[list[Any]], TAKE(self._client, KEYS, args))
         return [_take_result(request, *entry) for request, entry in zip(requests, answer, strict=True)]
+
+
+def parse_view(answer: Any) -> LedgerView:
+    """What `READ` answered."""
+    epoch, version, now_ms, records, released = cast(tuple[str, str, str, list[list[str]], list[str]], answer)
+    return LedgerView(
+        leases=tuple(lease for entry in records if (lease := _parse_lease(*entry)) is not None),
+        epoch=epoch or None,
+        version=int(version),
+        server_time=_time(now_ms),
+        released=frozenset(released),
+    )
 
 
 def _take_result(
@@ -368,7 +251,7 @@ def _take_result(
     lease = None
     if version is not None:
         lease = Lease(
-            **request.model_dump(exclude={"duration_ms", "holder"}),
+            **request.model_dump(exclude={"duration_ms", "holder", "acquired_at"}),
             holder=request.holder,
             acquired_at=_time(acquired_ms),
             expires_at=_time(expires_ms),

@@ -7,12 +7,14 @@ loaded; the others are technical. Sources are named per section (S1 to S5 are th
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from domain.clock import ScaledDuration
-from domain.knobs import Baseline, CacheTtlSeconds
+from domain.knobs import Baseline, CacheTtlSeconds, KnobName, KnobValue, check_configured, declared_baselines
 
 Share = Annotated[float, Field(ge=0, le=1)]
+MAX_LEASE = timedelta(days=7)
+"""As long as the ledger grants one (`LeaseRequest.duration_ms`)."""
 
 
 class Section(BaseModel):
@@ -150,6 +152,60 @@ class LeasePolicy(Section):
         return self
 
 
+class LatencyStage(Section):
+    """A part of every answer's way."""
+
+    name: str
+    p99_ms: float = Field(ge=0)
+
+
+class LatencyPolicy(Section):
+    """The latency budget, and what a change is checked against before it is made (S3)."""
+
+    max_p99_ms: float = Field(default=3000, gt=0)
+    """Total P99 stays under it; a change that goes over needs an approval."""
+    stages: tuple[LatencyStage, ...] = (
+        LatencyStage(name="WebSocket + API Gateway", p99_ms=50),
+        LatencyStage(name="Intent classification", p99_ms=30),
+        LatencyStage(name="OpenSearch retrieval", p99_ms=200),
+        LatencyStage(name="Response formatting + delivery", p99_ms=80),
+    )
+    """All but the batcher's queue wait and the model's invocation."""
+    invocation_p99_ms: dict[str, float] = {"sonnet": 2100, "haiku": 350}
+    """By model."""
+    requests_per_second: float = Field(default=13.5, ge=0)
+    """Arrivals in one batcher, as the fill rates of S3 imply."""
+    max_batch: int = Field(default=8, ge=1)
+
+
+class OverridesPolicy(Section):
+    """Overrides that people set."""
+
+    default_duration: ScaledDuration = timedelta(hours=1)
+    max_duration: ScaledDuration = timedelta(hours=24)
+    """From now on: of a new one, and after an extension."""
+    warn_before: ScaledDuration = timedelta(minutes=10)
+    approve_within: ScaledDuration = timedelta(hours=1)
+    """What needs an approval and does not get it by then is given up."""
+    review_after: ScaledDuration = timedelta(days=7)
+    """When a standing override is looked at again."""
+    max_review: ScaledDuration = timedelta(days=30)
+    reminder: ScaledDuration = timedelta(hours=4)
+    """How often people are reminded of a review that is due."""
+    baseline_check_interval: ScaledDuration = timedelta(hours=1)
+    """How often a standing override is compared with the configured baseline."""
+    standing_lease: ScaledDuration = timedelta(hours=2, minutes=15)
+    """Of a standing override; renewed at `leases.renew_every`."""
+    late_after: timedelta = timedelta(seconds=5)
+    """An end that is noticed so late was missed: the control plane was away. Technical, not scaled."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.default_duration <= self.max_duration <= MAX_LEASE:
+            raise ValueError(f"default_duration <= max_duration <= {MAX_LEASE.days} days does not hold")
+        return self
+
+
 class EscalationPolicy(Section):
     """The runbooks' escalation table."""
 
@@ -268,11 +324,16 @@ class Policy(Section):
     }
     cache_ttl_seconds: CacheTtlSeconds = 30
     """The configured TTL of the response cache (S1)."""
+    knobs: dict[KnobName, KnobValue] = Field(default_factory=declared_baselines)
+    """The configured values of the other knobs (S3 to S5), where they differ from their declarations. A knob by intent
+    takes one value for all intents, or those of some; `feature_flag` takes every feature there is."""
     capacity: CapacityPolicy = CapacityPolicy()
     throttle: ThrottlePolicy = ThrottlePolicy()
     recovery: RecoveryPolicy = RecoveryPolicy()
     way_back: WayBackPolicy = WayBackPolicy()
     leases: LeasePolicy = LeasePolicy()
+    latency: LatencyPolicy = LatencyPolicy()
+    overrides: OverridesPolicy = OverridesPolicy()
     escalation: EscalationPolicy = EscalationPolicy()
     evidence: EvidencePolicy = EvidencePolicy()
     intake: IntakePolicy = IntakePolicy()
@@ -289,12 +350,18 @@ class Policy(Section):
         AlarmRule(alarm_name="BedrockThrottle*", key="bedrock-throttle:sonnet", runbook="throttle"),
     )
 
+    @field_validator("knobs", mode="before")
+    @classmethod
+    def _over_the_declared(cls, given: object) -> object:
+        return {**declared_baselines(), **given} if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for name, intent in self.intents.items():
             for model in (intent.model, intent.downgrade_to):
                 if model is not None and model not in self.models:
                     raise ValueError(f"intents.{name}: there is no model {model!r}; there are {sorted(self.models)}")
+        check_configured(self.knobs, self.baseline)
         return self
 
     @property
@@ -304,4 +371,5 @@ class Policy(Section):
             cache_ttl_seconds=self.cache_ttl_seconds,
             model_routing={name: intent.model for name, intent in self.intents.items()},
             model_ranks={name: model.rank for name, model in self.models.items()},
+            others={**self.knobs},
         )

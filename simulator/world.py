@@ -27,7 +27,6 @@ from dataplane.knobs import Knobs
 from dataplane.routes import Routes
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent
 from domain.clock import RehearsalClock, compress
-from domain.knobs import KnobName
 from domain.metrics import CATALOGUE, MetricName
 from domain.policy import Policy
 from domain.routes import CapacityRoute, CapacityRoutes
@@ -314,11 +313,9 @@ class World:
             routes = self._routed[name].routes if name in self._routed else ()
             units = sum(self._in_service.get(route.provisioned_model_arn, 0) for route in routes)
             capacity[name] = units * model.tokens_per_second_per_unit + model.on_demand_tokens_per_second
-        routing = self._knobs.value(KnobName.MODEL_ROUTING)
-        assert isinstance(routing, dict)
         return Controls(
             cache_ttl_seconds=self._knobs.cache_ttl_seconds,
-            routing=routing,
+            routing=self._knobs.model_routing,
             capacity_tokens_per_second=capacity,
             tasks_min=policy.ecs.baseline_tasks,
             tasks_max=policy.ecs.max_tasks,

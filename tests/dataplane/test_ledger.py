@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from dataplane import keys, ledger
+from dataplane import keys, ledger_scripts
 from dataplane.connection import connect
 from dataplane.ledger import LeaseRefusedError, Ledger, ReleaseOutcome, TakeOutcome
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, LeaseRequest
@@ -173,18 +173,18 @@ def test_threads_racing_for_one_id_give_one_holder(books: Ledger) -> None:
 
 
 def test_everything_is_bounded(books: Ledger, redis_client: redis.Redis) -> None:
-    for start in range(0, ledger.MAX_LEASES, 100):
+    for start in range(0, ledger_scripts.MAX_LEASES, 100):
         books.acquire([ask(f"l{n}", duration_ms=600_000) for n in range(start, start + 100)])
     with pytest.raises(LeaseRefusedError, match="one more than the 1000"):
         books.acquire([ask("l0"), ask("straw")])
     assert books.renew([ask("straw"), ask("l0")])[0].outcome is TakeOutcome.FULL
-    assert len(books.leases().leases) == ledger.MAX_LEASES
-    for start in range(0, ledger.MAX_RELEASED + 1000, 1000):
+    assert len(books.leases().leases) == ledger_scripts.MAX_LEASES
+    for start in range(0, ledger_scripts.MAX_RELEASED + 1000, 1000):
         books.release([f"r{n}" for n in range(start, start + 1000)], INCIDENT, "done")
-    assert redis_client.zcard(keys.RELEASED) == ledger.MAX_RELEASED
+    assert redis_client.zcard(keys.RELEASED) == ledger_scripts.MAX_RELEASED
     for _ in range(110):
         books.renew([ask(f"l{n}") for n in range(100)])
-    assert redis_client.xlen(keys.AUDIT) < ledger.AUDIT_ENTRIES + 200
+    assert redis_client.xlen(keys.AUDIT) < ledger_scripts.AUDIT_ENTRIES + 200
     assert books.leases(["l0", "r10999", "other"]).released == {"r10999"}
 
 
@@ -192,7 +192,7 @@ def test_keys_and_entries_of_a_later_version_do_not_break_this_one(books: Ledger
     lease = books.acquire([ask("a")])[0]
     record = redis_client.hget(keys.LEASES, "a")
     assert isinstance(record, str)
-    redis_client.hset(keys.LEASES, "later", record.replace(TTL, "batch_window_ms"))
+    redis_client.hset(keys.LEASES, "later", record.replace(TTL, "volume"))
     redis_client.zadd(keys.EXPIRIES, {"later": lease.expires_at.timestamp() * 1000, "orphan": 1, "orphan2": 1e13})
     assert books.leases().leases == (lease,)
     assert books.release(["later"], INCIDENT, "done")[0].outcome is ReleaseOutcome.RELEASED

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dataplane.connection import connect
 from dataplane.ledger import LeaseRefusedError, Ledger, ReleaseOutcome, TakeOutcome
-from domain.knobs import Holder, KnobName, Lease, LeaseRequest
+from domain.knobs import Holder, KnobName, KnobValue, Lease, LeaseRequest
 from tests.servers import ValkeyServer
 
 IDS = ("a", "b", "c", "d", "e")
@@ -22,7 +22,7 @@ DURATIONS_MS = st.sampled_from([1, 15, 40, 60_000])
 TAKEN = {TakeOutcome.ACQUIRED, TakeOutcome.RENEWED, TakeOutcome.PUT_BACK}
 
 
-def _request(lease_id: str, value: int | dict[str, str], holder: Holder, duration_ms: int) -> LeaseRequest:
+def _request(lease_id: str, value: KnobValue, holder: Holder, duration_ms: int) -> LeaseRequest:
     knob = KnobName.CACHE_TTL_SECONDS if isinstance(value, int) else KnobName.MODEL_ROUTING
     return LeaseRequest(lease_id=lease_id, knob=knob, value=value, holder=holder, reason="any", duration_ms=duration_ms)
 
