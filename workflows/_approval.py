@@ -4,15 +4,11 @@ The role is read from the roster at the moment of the decision. Malformed input 
 leaves no trace; one who may not, or comes too late, gets a typed answer and a line in the record.
 """
 
-import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
 
-from activities.settings import SettingsActivities
-from domain.errors import ErrorKind
-from domain.incident import Decision, IncidentRecord, Lever, LeverStatus, Phase, span
+from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, span
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
@@ -21,7 +17,6 @@ from domain.messages import (
     RECORD,
     REJECT,
     RELEASE_LEVER,
-    Authorise,
     ExtendRequest,
     PersonRequest,
     ReleaseLeverRequest,
@@ -30,17 +25,12 @@ from domain.messages import (
 from domain.people import needed_role
 from workflows._mitigation import demand_end, take
 from workflows._record import Incident
-from workflows._step import failure, read
 
 ENDING = (Phase.CLEANUP, Phase.SNOOZED, Phase.CLOSED)
 
 
 class DecidedByPeople(Incident):
     """Adds the query and the updates; the run looks at the flags that they set."""
-
-    def __init__(self, record: IncidentRecord) -> None:
-        super().__init__(record)
-        self._deciding = asyncio.Lock()
 
     @workflow.query(name=RECORD)
     def answer_record(self) -> IncidentRecord:
@@ -50,18 +40,18 @@ class DecidedByPeople(Incident):
     @workflow.update(name=APPROVE_REVERT)
     async def approve_revert(self, request: PersonRequest) -> UpdateResult:
         """Start the guarded, staged way back."""
-        async with self._deciding:
+        async with self.deciding:
             if result := await self._may_not(APPROVE_REVERT, request):
                 return result
             if self.approved_by is not None:
-                return self._decide(
+                return self.decide(
                     APPROVE_REVERT,
                     request,
                     "already-done",
                     f"already approved by {self.approved_by}; the way back runs",
                 )
             if self.record.phase is not Phase.AWAITING_DECISION:
-                return self._decide(
+                return self.decide(
                     APPROVE_REVERT,
                     request,
                     "not-possible",
@@ -69,110 +59,110 @@ class DecidedByPeople(Incident):
                     "`abort` gives everything back without waiting for recovery",
                 )
             self.approved_by = request.who
-            return self._decide(
+            return self.decide(
                 APPROVE_REVERT, request, "accepted", "the way back starts: routing, then cache TTL, capacity last"
             )
 
     @workflow.update(name=REJECT)
     async def reject(self, request: PersonRequest) -> UpdateResult:
         """Keep the levers for now; the maximum holds go on."""
-        async with self._deciding:
+        async with self.deciding:
             if result := await self._may_not(REJECT, request):
                 return result
             if self.record.phase is not Phase.AWAITING_DECISION:
-                return self._decide(REJECT, request, "not-possible", f"the incident is {self.record.phase}")
+                return self.decide(REJECT, request, "not-possible", f"the incident is {self.record.phase}")
             ends = min((lever.hold_until for lever in self.record.held if lever.hold_until), default=None)
             until = f" until the first hold ends at {ends:%Y-%m-%d %H:%M:%S} UTC" if ends else ""
-            return self._decide(REJECT, request, "accepted", f"the levers stay{until}; approve again at any time")
+            return self.decide(REJECT, request, "accepted", f"the levers stay{until}; approve again at any time")
 
     @workflow.update(name=EXTEND)
     async def extend(self, request: ExtendRequest) -> UpdateResult:
         """Extend the maximum hold of one lever, or of all."""
-        async with self._deciding:
+        async with self.deciding:
             if result := await self._may_not(EXTEND, request):
                 return result
             levers = [lever for lever in self.record.held if lever.hold_until and request.lever in (None, lever.name)]
             most = self.now_snapshot.policy.way_back.max_extension
             if not levers:
-                return self._decide(EXTEND, request, "not-possible", f"{request.lever or 'no lever'} is not held")
+                return self.decide(EXTEND, request, "not-possible", f"{request.lever or 'no lever'} is not held")
             if request.by > most:
-                return self._decide(
+                return self.decide(
                     EXTEND, request, "not-possible", f"at most {span(most)} at a time, not {span(request.by)}"
                 )
             for lever in levers:
                 if why_not := await self._extend_hold(lever, request.by):
-                    return self._decide(EXTEND, request, "not-possible", why_not)
+                    return self.decide(EXTEND, request, "not-possible", why_not)
             names = ", ".join(f"{lever.name} until {lever.hold_until:%H:%M:%S} UTC" for lever in levers)
             price = self.price_of(request.by) if any(lever.demand for lever in levers) else ""
-            return self._decide(
+            return self.decide(
                 EXTEND, request, "accepted", f"held longer: {names}" + (f"; {price} more" if price else "")
             )
 
     @workflow.update(name=RELEASE_LEVER)
     async def release_lever(self, request: ReleaseLeverRequest) -> UpdateResult:
         """Release one lever ahead of the rest, guarded and watched like every release."""
-        async with self._deciding:
+        async with self.deciding:
             if result := await self._may_not(RELEASE_LEVER, request):
                 return result
             if all(lever.name is not request.lever for lever in self.record.held):
-                return self._decide(RELEASE_LEVER, request, "already-done", f"{request.lever} is not held")
+                return self.decide(RELEASE_LEVER, request, "already-done", f"{request.lever} is not held")
             if self.record.phase is not Phase.AWAITING_DECISION or self.approved_by or self.release_asked:
-                return self._decide(
+                return self.decide(
                     RELEASE_LEVER,
                     request,
                     "not-possible",
                     f"the incident is {self.record.phase}; wait for its decision",
                 )
             self.release_asked = request.lever
-            return self._decide(RELEASE_LEVER, request, "accepted", f"{request.lever} is released if the load allows")
+            return self.decide(RELEASE_LEVER, request, "accepted", f"{request.lever} is released if the load allows")
 
     @workflow.update(name=ABORT)
     async def abort(self, request: PersonRequest) -> UpdateResult:
         """Give everything back at once and close."""
-        async with self._deciding:
+        async with self.deciding:
             if result := await self._may_not(ABORT, request):
                 return result
             if self.abort_asked:
-                return self._decide(ABORT, request, "already-done", "the incident is being aborted already")
+                return self.decide(ABORT, request, "already-done", "the incident is being aborted already")
             self.abort_asked = True
-            return self._decide(ABORT, request, "accepted", "every lever is given back now, then the incident closes")
+            return self.decide(ABORT, request, "accepted", "every lever is given back now, then the incident closes")
 
     @workflow.update(name=ACKNOWLEDGE)
     async def acknowledge(self, request: PersonRequest) -> UpdateResult:
         """Somebody is on it: reminders stop."""
-        async with self._deciding:
+        async with self.deciding:
             if result := await self._may_not(ACKNOWLEDGE, request):
                 return result
             if self.record.acknowledged_by is not None:
-                return self._decide(
+                return self.decide(
                     ACKNOWLEDGE, request, "already-done", f"already acknowledged by {self.record.acknowledged_by}"
                 )
             self.record.acknowledged_by = request.who
-            return self._decide(ACKNOWLEDGE, request, "accepted", "acknowledged; reminders stop")
+            return self.decide(ACKNOWLEDGE, request, "accepted", "acknowledged; reminders stop")
 
     @approve_revert.validator
     def _check_approve(self, request: PersonRequest) -> None:
-        self._refuse_blank(request)
+        self.refuse_blank(request)
 
     @reject.validator
     def _check_reject(self, request: PersonRequest) -> None:
-        self._refuse_blank(request)
+        self.refuse_blank(request)
 
     @extend.validator
     def _check_extend(self, request: ExtendRequest) -> None:
-        self._refuse_blank(request)
+        self.refuse_blank(request)
 
     @release_lever.validator
     def _check_release(self, request: ReleaseLeverRequest) -> None:
-        self._refuse_blank(request)
+        self.refuse_blank(request)
 
     @abort.validator
     def _check_abort(self, request: PersonRequest) -> None:
-        self._refuse_blank(request)
+        self.refuse_blank(request)
 
     @acknowledge.validator
     def _check_acknowledge(self, request: PersonRequest) -> None:
-        self._refuse_blank(request)
+        self.refuse_blank(request)
 
     async def _extend_hold(self, lever: Lever, by: timedelta) -> str:
         """Empty, or why the lever's demand could not be extended."""
@@ -189,39 +179,10 @@ class DecidedByPeople(Incident):
         lever.extensions += 1
         return ""
 
-    @staticmethod
-    def _refuse_blank(request: PersonRequest) -> None:
-        if not request.why.strip():
-            raise ApplicationError("why: it is blank; say in a few words why", type=ErrorKind.INVALID)
-
     async def _may_not(self, action: str, request: PersonRequest) -> UpdateResult | None:
         """The answer when the action is too late or not this person's to take; None: go on."""
         if self.record.phase in ENDING:
-            return self._decide(action, request, "not-possible", f"too late: the incident is {self.record.phase}")
+            return self.decide(action, request, "not-possible", f"too late: the incident is {self.record.phase}")
         needed = needed_role(action, recovered=self.record.recovered_at is not None)
-        try:
-            answer = await read(
-                SettingsActivities.authorise,
-                Authorise(who=request.who, needed=needed),
-                summary=f"May {request.who} {action}?",
-            )
-        except ActivityError as error:
-            _, message = failure(error)
-            return self._decide(action, request, "denied", f"the roster could not be read, so nobody may: {message}")
-        return None if answer.may else self._decide(action, request, "denied", answer.message)
-
-    def _decide(self, action: str, request: PersonRequest, outcome: str, message: str) -> UpdateResult:
-        self.record.decisions.append(
-            Decision.model_validate(
-                {
-                    "at": workflow.now(),
-                    "who": request.who,
-                    "action": action,
-                    "why": request.why,
-                    "outcome": outcome,
-                    "message": message,
-                }
-            )
-        )
-        self.note("decision", f"{action}: {outcome}: {message} (why: {request.why})", request.who)
-        return UpdateResult.model_validate({"outcome": outcome, "message": message})
+        why_not = await self.why_not(action, request.who, needed)
+        return self.decide(action, request, "denied", why_not) if why_not else None

@@ -1,25 +1,20 @@
 """The incident at work: its record, the flags that people and alarms set, and the small acts every part uses."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError
 
 from activities.cloudwatch import CloudWatchActivities
-from activities.pages import PageActivities
-from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, TimelineEntry, render_details
+from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, render_details
 from domain.load import LoadSnapshot, total_offered
-from domain.messages import Page, PolicySnapshot, load_query
+from domain.messages import PolicySnapshot, load_query
 from workflows._mitigation import lease_id
-from workflows._step import failure, mutate, read
+from workflows._people import HOLDS_LEASES, OnRecord
+from workflows._people import ON_CALL as ON_CALL
+from workflows._step import failure, read
 
-T = TypeVar("T")
-
-ON_CALL = "on-call"
 SENIOR = "senior on-call"
 SENIOR_AND_TAM = "senior on-call and AWS TAM"
 AWS_SUPPORT = "on-call: contact AWS Support (Severity 1)"
@@ -29,13 +24,15 @@ PHASE = SearchAttributeKey.for_keyword("IncidentPhase")
 SEVERITY = SearchAttributeKey.for_keyword("Severity")
 CAUSE = SearchAttributeKey.for_keyword("Cause")
 SERVICE = SearchAttributeKey.for_keyword("Service")
-HOLDS_LEASES = SearchAttributeKey.for_bool("HoldsLeases")
 
 
-class Incident:
+class Incident(OnRecord):
     """Base of the incident workflow. `_recovery` and `_way_back` work on it."""
 
+    record: IncidentRecord
+
     def __init__(self, record: IncidentRecord) -> None:
+        super().__init__(record.severity)
         self.record = record
         self.snapshot: PolicySnapshot | None = None
         """Loaded first thing in `run`."""
@@ -49,8 +46,6 @@ class Incident:
         """How often levers were taken; part of every lease id."""
         self.undo: list[str] = []
         """Every lease that may ever have been taken, known before it is taken."""
-        self.background: list[asyncio.Task[None]] = []
-        self._pages = 0
         self._shown: tuple[object, ...] = ()
 
     @property
@@ -72,13 +67,6 @@ class Incident:
         return self.attempt
 
     # ------------------------------------------------------------ the record
-
-    def note(self, kind: str, text: str, who: str | None = None) -> None:
-        """Add a line to the timeline."""
-        self.record.timeline.append(
-            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": text, "who": who})
-        )
-        self.show()
 
     def enter(self, phase: Phase, *, waiting_for: str, next_step: str, next_at: datetime | None = None) -> None:
         """Say where the incident stands, who waits for whom, and what comes next and when."""
@@ -139,36 +127,6 @@ class Incident:
         """Remember the incident's peak."""
         peak = self.record.peak_offered_tokens_per_second
         self.record.peak_offered_tokens_per_second = max(peak, offered_tokens_per_second)
-
-    def page(self, to: str, text: str) -> None:
-        """Page people, without waiting for it."""
-        self._pages += 1
-        self.note("page", f"paged {to}: {text}")
-        page = Page(
-            page_id=f"{self.record.run_id}-{self._pages}",
-            incident_id=self.record.incident_id,
-            severity=self.record.severity,
-            to=to,
-            text=text,
-        )
-
-        async def send() -> None:
-            try:
-                await mutate(PageActivities.page, page, summary=f"Page {to}")
-            except ActivityError as error:
-                self.note("note", f"a page to {to} could not be sent: {failure(error)[1]}")
-
-        self.background.append(asyncio.create_task(send()))
-
-    async def unless(self, stop: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T | None:
-        """The result of `work`, or None (and `work` cancelled) as soon as `stop` holds."""
-        task = asyncio.ensure_future(work)
-        await workflow.wait_condition(lambda: task.done() or stop())
-        if task.done():
-            return task.result()
-        task.cancel()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
-        return None
 
     # ------------------------------------------------------------ cost and progress, in words
 

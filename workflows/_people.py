@@ -1,0 +1,121 @@
+"""What every workflow that people decide on shares: its timeline, pages, roles read at the moment, typed answers."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from activities.pages import PageActivities
+from activities.settings import SettingsActivities
+from domain.errors import ErrorKind
+from domain.incident import Decision, TimelineEntry
+from domain.messages import Authorise, Page, PersonRequest, UpdateResult
+from domain.people import Role
+from workflows._step import failure, mutate, read
+
+T = TypeVar("T")
+
+ON_CALL = "on-call"
+HOLDS_LEASES = SearchAttributeKey.for_bool("HoldsLeases")
+"""Whoever notices a lost Redis signals the workflows that say so."""
+
+
+class Recorded(Protocol):
+    """What every record has."""
+
+    timeline: list[TimelineEntry]
+    decisions: list[Decision]
+
+
+class OnRecord:
+    """Base of the workflows that people decide on. Decisions are made one at a time, under `deciding`."""
+
+    record: Recorded
+
+    def __init__(self, severity: str) -> None:
+        self.background: list[asyncio.Task[None]] = []
+        self.deciding = asyncio.Lock()
+        self._severity = severity
+        self._pages = 0
+
+    def show(self) -> None:
+        """The record as the UI's details and its search attributes."""
+        raise NotImplementedError
+
+    def note(self, kind: str, text: str, who: str | None = None) -> None:
+        """Add a line to the timeline."""
+        self.record.timeline.append(
+            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": text, "who": who})
+        )
+        self.show()
+
+    def page(self, to: str, text: str) -> None:
+        """Page people, without waiting for it."""
+        self._pages += 1
+        self.note("page", f"paged {to}: {text}")
+        info = workflow.info()
+        page = Page(
+            page_id=f"{info.run_id}-{self._pages}",
+            incident_id=info.workflow_id,
+            severity=self._severity,
+            to=to,
+            text=text,
+        )
+
+        async def send() -> None:
+            try:
+                await mutate(PageActivities.page, page, summary=f"Page {to}"[:200])
+            except ActivityError as error:
+                self.note("note", f"a page to {to} could not be sent: {failure(error)[1]}")
+
+        self.background.append(asyncio.create_task(send()))
+
+    async def unless(self, stop: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of `work`, or None (and `work` cancelled) as soon as `stop` holds."""
+        task = asyncio.ensure_future(work)
+        await workflow.wait_condition(lambda: task.done() or stop())
+        if task.done():
+            return task.result()
+        task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
+        return None
+
+    # ------------------------------------------------------------ decisions
+
+    @staticmethod
+    def refuse_blank(request: PersonRequest) -> None:
+        """For validators: malformed requests are refused before they are accepted, and leave no trace."""
+        if not request.why.strip():
+            raise ApplicationError("why: it is blank; say in a few words why", type=ErrorKind.INVALID)
+
+    async def why_not(self, action: str, who: str, needed: Role) -> str:
+        """Empty, or why the person may not: the roster is read at this moment."""
+        try:
+            answer = await read(
+                SettingsActivities.authorise,
+                Authorise(who=who, needed=needed),
+                summary=f"May {who} {action}?"[:200],
+            )
+        except ActivityError as error:
+            return f"the roster could not be read, so nobody may: {failure(error)[1]}"
+        return "" if answer.may else answer.message
+
+    def decide(self, action: str, request: PersonRequest, outcome: str, message: str) -> UpdateResult:
+        """Put a decision, or its denial, on record; answers the person."""
+        self.record.decisions.append(
+            Decision.model_validate(
+                {
+                    "at": workflow.now(),
+                    "who": request.who,
+                    "action": action,
+                    "why": request.why,
+                    "outcome": outcome,
+                    "message": message,
+                }
+            )
+        )
+        self.note("decision", f"{action}: {outcome}: {message} (why: {request.why})", request.who)
+        return UpdateResult.model_validate({"outcome": outcome, "message": message})
