@@ -67,7 +67,7 @@ async def verify(incident: Incident) -> Verdict:
         if why == "late":
             unmet = ", ".join(check.name for check in awaited.checks if not check.met) or "not held long enough"
             incident.page(SENIOR, f"not recovered after {span(workflow.now() - started)}: {unmet}. The levers stay.")
-        elif throttled:
+        if throttled:
             if why == "throttled" and not incident.throttles_paged:
                 incident.throttles_paged = True
                 so_far = f"throttles go on {span(at - started)} after mitigation"

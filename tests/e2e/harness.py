@@ -8,7 +8,7 @@ import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from domain.policy import Policy
 from ops.service import OpsError, OpsService
 from ops.stack import TOKYO, Stack, StackOptions
 from simulator.aws.trail import RESIDENT_KEY
+from simulator.traffic import Traffic
 from workers.settings import Settings
 from workers.temporal import connect as connect_temporal
 
@@ -59,13 +60,16 @@ class Rehearsal:
     ops: OpsService
     redis: redis.Redis
     ledger: Ledger
+    clients: dict[str, Any] = field(default_factory=dict)
 
     # ------------------------------------------------------------ the world
 
     def aws(self, service: str) -> Any:
         """A client that suffers no faults."""
-        session = boto3.session.Session(RESIDENT_KEY, "simulator", region_name=self.settings.aws_region)
-        return session.client(service, endpoint_url=self.settings.aws_endpoint_url)  # type: ignore[call-overload]
+        if service not in self.clients:
+            session = boto3.session.Session(RESIDENT_KEY, "simulator", region_name=self.settings.aws_region)
+            self.clients[service] = session.client(service, endpoint_url=self.settings.aws_endpoint_url)  # type: ignore[call-overload]
+        return self.clients[service]
 
     def control(self, method: str, path: str, body: object = None) -> Any:
         """One of the simulator's control paths."""
@@ -77,12 +81,14 @@ class Rehearsal:
     def load(self) -> LoadSnapshot:
         """As CloudWatch has it now."""
         names = {"ecs_cluster": self.settings.ecs_cluster, "ecs_service": self.settings.ecs_service}
-        return CloudWatchActivities(self.aws("cloudwatch"), **names).read_load(load_query(self.policy))
+        return CloudWatchActivities(self.aws("cloudwatch"), **names).read_load(load_query(self.policy, "sonnet"))
 
     def spike(self, tokens_per_second: float) -> None:
         """From now on users ask for so much, whatever the hour, until `calm`."""
         self.control("DELETE", "traffic")
-        usual = total_offered(self.load()) * (1 - self.policy.throttle.hit_rate_at_baseline)
+        hit_rate = self.policy.throttle.hit_rate_at_baseline
+        offered = Traffic(seed=1, configured_hit_rate=hit_rate).offered(self.settings.clock.business(datetime.now(UTC)))
+        usual = sum(offered.values()) * (1 - hit_rate)
         self.control("POST", "traffic", {"multiplier": tokens_per_second / usual, "minutes": 1440})
 
     def calm(self) -> None:

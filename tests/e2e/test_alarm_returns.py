@@ -1,12 +1,11 @@
 """Alarms that come while an incident is open: a storm of the same one, and one that returns."""
 
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase
-from domain.messages import CAPACITY_STATE, CapacityState, capacity_id
 from domain.people import Role
 from tests.e2e.harness import CURABLE, INCIDENT, WORSE, Rehearsal, in_force, shapes
 
@@ -17,6 +16,7 @@ MOST_EVENTS = 100
 
 
 async def test_a_storm_is_a_count_and_a_return_is_mitigated_again(world: Rehearsal) -> None:
+    began = datetime.now(UTC)
     world.spike(CURABLE)
     record = await world.awaits_decision()
     await _storm(world, record)
@@ -37,14 +37,13 @@ async def test_a_storm_is_a_count_and_a_return_is_mitigated_again(world: Rehears
 
     recovered = await world.awaits_decision()
     assert in_force(recovered) == set(LeverName)
-    demand = recovered.levers[-1].demand
-    assert demand is not None
-    assert demand.units == world.policy.models["sonnet"].ceiling_units
-    capacity = world.temporal.get_workflow_handle(capacity_id("sonnet"))
-    state = await capacity.query(CAPACITY_STATE, result_type=CapacityState)
-    assert [item.demand_id for item in state.demands] == [INCIDENT]
-    assert state.demands[0].units == demand.units
-    assert sum(world.units().values()) == demand.units
+    # The new demand took the old one's place: what was bought is what it asks for, and nothing on top.
+    [demand] = (await world.ops.capacity_state("sonnet")).demands
+    sonnet = world.policy.models["sonnet"]
+    assert demand == recovered.levers[-1].demand
+    assert sonnet.baseline_units < demand.units <= sonnet.ceiling_units
+    await world.soon("the units are in service", lambda: world.units() == {"InService": demand.units})
+    assert sum(world.bought(began).values()) == demand.units - sonnet.baseline_units
 
     await world.approve()
     closed = await world.closed(record.run_id)
@@ -60,9 +59,11 @@ async def _storm(world: Rehearsal, record: IncidentRecord) -> None:
     shaped = [shapes(record.alarm, at - timedelta(seconds=n % 60))[n % 3] for n in range(STORM)]
     random.Random(8).shuffle(shaped)
     world.send(*shaped)
+
     after = await world.until(
         "all are counted", lambda record: record.alarm_times >= before.alarm_times + STORM, seconds=40
     )
+
     assert after.alarm_times == before.alarm_times + STORM
     assert world.waiting(world.settings.alarm_queue_url) == 0
     assert world.waiting(world.settings.dead_letter_queue_url) == 0
