@@ -1,6 +1,7 @@
 """Who may do what. Who acts is always the verified subject of a token, never a name somebody typed."""
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,11 @@ class Role(StrEnum):
 _ORDER = tuple(Role)
 
 
+def highest(*roles: Role) -> Role:
+    """The one of these that includes the others."""
+    return max(roles, key=_ORDER.index)
+
+
 class Roster(BaseModel):
     """Who may. Read at the moment of each decision, so that a person removed since is refused."""
 
@@ -24,6 +30,8 @@ class Roster(BaseModel):
 
     people: dict[str, Role] = Field(default_factory=dict)
     """Token subject to role."""
+    api_tokens: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], str] = Field(default_factory=dict)
+    """SHA-256 of an opaque token (hex) to its subject, for programs that cannot renew a signed one."""
 
     def may(self, subject: str, needed: Role) -> bool:
         """Whether `subject` holds `needed` or a higher role."""

@@ -51,6 +51,7 @@ from domain.messages import (
     capacity_id,
     incident_id,
 )
+from domain.people import Roster
 from workers.settings import Settings
 from workers.temporal import connect
 
@@ -308,21 +309,23 @@ class OpsService:
             ) from None
 
     def _subject(self, token: str | None) -> str:
-        from workers.tokens import TokenRefused, read_key, verify
+        from workers.tokens import TokenRefused, identify
 
         how = "Pass --token-file, or set RUNBOOKS_TOKEN_FILE or RUNBOOKS_TOKEN; `runbooks dev` prints a token file."
         if not token or not token.strip():
             raise OpsError("Who are you? There is no token.", how, ExitCode.DENIED)
-        if self._settings.token_key_file is None:
-            raise OpsError(
-                "Tokens cannot be verified: no key is configured.",
-                "Set RUNBOOKS_TOKEN_KEY_FILE to the file with the key that tokens are verified with.",
-                ExitCode.DENIED,
-            )
         try:
-            return verify(token, read_key(self._settings.token_key_file))
+            return identify(token, self._settings.token_key_file, self._roster)
         except TokenRefused as error:
             raise OpsError(f"Token refused: {error}.", how, ExitCode.DENIED) from None
+
+    def _roster(self) -> Roster:
+        from activities.settings import ConfigurationError, load_yaml
+
+        try:
+            return load_yaml(Roster, self._settings.roster_file)
+        except ConfigurationError as error:
+            raise OpsError(str(error), "Mend the roster file.", ExitCode.USAGE) from None
 
     async def _update(self, incident: str, name: str, request: PersonRequest) -> UpdateResult:
         """Ask the incident for something; the answer may be a denial.

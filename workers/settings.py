@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     """The token of the person who runs the command line."""
     state_dir: Path = Path(".runbooks")
     """Reports and the notification log."""
+    api_reads_per_minute: int = Field(default=600, ge=1)
+    """What one caller of the ops API may ask; a change of something counts apart."""
+    api_changes_per_minute: int = Field(default=30, ge=1)
+    api_refusals_per_minute: int = Field(default=30, ge=1)
+    """From one address without a good token."""
     rehearsal_real_start: AwareDatetime | None = None
     rehearsal_business_start: AwareDatetime | None = None
     rehearsal_speed: float = Field(default=1.0, ge=1, le=3600)

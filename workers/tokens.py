@@ -1,12 +1,17 @@
-"""Proves who acts: a signed token's subject, never a name somebody typed."""
+"""Proves who acts: the subject of a signed token, or of an opaque one that the roster knows by its hash."""
 
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import jwt
 
+from domain.people import Roster
+
 ALGORITHM = "HS256"
 AUDIENCE = "runbooks"
 _SHORTEST_KEY_BYTES = 32
+_DOTS_IN_A_SIGNED_TOKEN = 2
 
 
 class TokenRefused(Exception):
@@ -52,3 +57,23 @@ def verify(token: str, key: bytes) -> str:
     if not subject:
         raise TokenRefused("not a usable token: its subject is empty")
     return str(subject)
+
+
+def identify(token: str, key_file: Path | None, roster: Callable[[], Roster]) -> str:
+    """The verified subject of a signed or an opaque token.
+
+    An opaque token is a long random text (`openssl rand -hex 32`), so that a plain hash of it gives nothing away.
+    `roster` is asked only for one; its errors pass.
+
+    Raises:
+        TokenRefused: as `verify` and `read_key`; or nobody knows the token, or no key is configured.
+    """
+    token = token.strip()
+    if token.count(".") != _DOTS_IN_A_SIGNED_TOKEN:
+        subject = roster().api_tokens.get(sha256(token.encode()).hexdigest())
+        if not subject:
+            raise TokenRefused("not a usable token: it is not signed, and the roster does not know it")
+        return subject
+    if key_file is None:
+        raise TokenRefused("signed tokens cannot be verified: RUNBOOKS_TOKEN_KEY_FILE names no key")
+    return verify(token, read_key(key_file))

@@ -1,14 +1,16 @@
 """Tokens: made in ops, verified in workers."""
 
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 
+from domain.people import Role, Roster
 from ops.tokens import issue
-from workers.tokens import TokenRefused, read_key, verify
+from workers.tokens import TokenRefused, identify, read_key, verify
 
 KEY = b"k" * 32
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
@@ -53,3 +55,24 @@ def test_a_key_file_is_checked(tmp_path: Path) -> None:
         read_key(path)
     path.write_bytes(KEY + b"\n")
     assert read_key(path) == KEY
+
+
+def test_an_opaque_token_is_known_by_its_hash_alone(tmp_path: Path) -> None:
+    key_file, opaque = tmp_path / "key", "0123456789abcdef" * 4
+    key_file.write_bytes(KEY)
+    roster = Roster(
+        people={"robot@example.com": Role.ENGINEER},
+        api_tokens={sha256(opaque.encode()).hexdigest(): "robot@example.com"},
+    )
+    assert identify(f"{opaque}\n", None, lambda: roster) == "robot@example.com"
+    assert identify(issue(KEY, "approver@example.com", timedelta(minutes=1)), key_file, lambda: roster).startswith(
+        "app"
+    )
+    for token, key, why in (
+        (opaque[1:], key_file, "the roster does not know it"),
+        (sha256(opaque.encode()).hexdigest(), key_file, "the roster does not know it"),
+        (signed(), None, "names no key"),
+        (signed(key=b"x" * 32), key_file, "another key"),
+    ):
+        with pytest.raises(TokenRefused, match=why):
+            identify(token, key, lambda: roster)
