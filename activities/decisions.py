@@ -5,7 +5,8 @@ from temporalio import activity
 
 from domain import capacity
 from domain.capacity import CapacityPlan, Situation
-from domain.messages import DiagnoseThrottle, GuardRelease, PlanThrottle
+from domain.messages import AssessOverride, CaughtUp, DiagnoseThrottle, GuardRelease, PlanThrottle
+from domain.override import Assessment, assess, has_caught_up
 from domain.runbooks import throttle
 from domain.trees import Diagnosis, diagnose
 
@@ -33,3 +34,22 @@ class DecisionActivities:
     async def plan_capacity(self, request: Situation) -> CapacityPlan:
         """The steps from the fleet to the units that are wanted."""
         return capacity.plan(request)
+
+    @activity.defn
+    async def assess_override(self, request: AssessOverride) -> Assessment:
+        """What an override would do, and whether an approver must agree. Invalid: the knob does not take the value."""
+        return assess(
+            request.knob,
+            request.value,
+            pin=request.pin,
+            now=request.now,
+            ends_at=request.ends_at,
+            leases=request.leases,
+            load=request.load,
+            policy=request.policy,
+        )
+
+    @activity.defn
+    async def has_caught_up(self, request: CaughtUp) -> bool:
+        """Whether the configured baseline is what the override asks for."""
+        return has_caught_up(request.knob, request.value, request.baseline)

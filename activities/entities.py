@@ -3,9 +3,9 @@
 from typing import Any
 
 from temporalio import activity
-from temporalio.client import RPCError, WithStartWorkflowOperation, WorkflowUpdateFailedError
-from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.client import Client, RPCError, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, FailureError, WorkflowAlreadyStartedError
 from temporalio.service import RPCStatusCode
 
 from domain.capacity import Demand, DemandOutcome
@@ -13,13 +13,19 @@ from domain.errors import ErrorKind
 from domain.messages import (
     CAPACITY_STATE,
     CAPACITY_WORKFLOW,
+    OVERRIDE_WORKFLOW,
+    RECORD,
     SET_DEMAND,
+    STARTED,
     WITHDRAW_DEMAND,
     CapacityInput,
     CapacityState,
+    OverrideAnswer,
+    StartOverride,
     WithdrawDemand,
     capacity_id,
 )
+from domain.override import OverrideRecord, answer_of, shown
 
 
 class EntityActivities:
@@ -50,6 +56,11 @@ class EntityActivities:
                 return CapacityState(model=model)
             raise
         return state
+
+    @activity.defn
+    async def start_override(self, request: StartOverride) -> OverrideAnswer:
+        """Start an override, or find the one with that id; answers once it holds its lease, waits, or was refused."""
+        return await start_override(activity.client(), request, activity.info().task_queue)
 
     @activity.defn
     async def previous_run(self, workflow_id: str) -> str | None:
@@ -83,3 +94,31 @@ async def _update(model: str, name: str, message: Demand | WithdrawDemand) -> De
         why = error.cause.message if isinstance(error.cause, FailureError) else str(error.cause)
         raise ApplicationError(why, type=ErrorKind.INVALID, non_retryable=True) from error
     return outcome
+
+
+async def start_override(client: Client, request: StartOverride, task_queue: str) -> OverrideAnswer:
+    """Start an override, or find the one with that id, open or closed: the same id never holds twice.
+
+    Raises:
+        RPCError: Temporal did not answer, or no worker took the update in time.
+    """
+    input = request.input
+    start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+        OVERRIDE_WORKFLOW,
+        input,
+        id=request.override_id,
+        task_queue=task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+        static_summary=f"{input.knob} → {shown(input.value)[:60]} ({input.kind})".encode("ascii", "replace").decode(),
+    )
+    try:
+        answer: OverrideAnswer = await client.execute_update_with_start_workflow(
+            STARTED, start_workflow_operation=start, result_type=OverrideAnswer
+        )
+    except WorkflowAlreadyStartedError:
+        handle = client.get_workflow_handle(request.override_id)
+        record: OverrideRecord = await handle.query(RECORD, result_type=OverrideRecord)
+        outcome, message = answer_of(record)
+        return OverrideAnswer(outcome=outcome, message=message, record=record)
+    return answer

@@ -17,6 +17,7 @@ from domain.evidence import Evidence
 from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.load import LoadSnapshot
+from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
 from domain.policy import Policy, RecoveryPolicy
 
@@ -26,15 +27,18 @@ INCIDENT_WORKFLOW = "IncidentWorkflow"
 THROTTLE_MITIGATION_WORKFLOW = "ThrottleMitigationWorkflow"
 CLEANUP_WORKFLOW = "PostIncidentCleanupWorkflow"
 CAPACITY_WORKFLOW = "CapacityWorkflow"
+OVERRIDE_WORKFLOW = "OverrideWorkflow"
 
 # Search attributes: name to type, as the server registers them.
-SEARCH_ATTRIBUTES: dict[str, Literal["Keyword", "Bool"]] = {
+SEARCH_ATTRIBUTES: dict[str, Literal["Keyword", "Bool", "Datetime"]] = {
     "IncidentKey": "Keyword",
     "IncidentPhase": "Keyword",
     "Severity": "Keyword",
     "Cause": "Keyword",
     "Service": "Keyword",
     "HoldsLeases": "Bool",
+    "Knob": "Keyword",
+    "OverrideEndsAt": "Datetime",
 }
 
 
@@ -47,6 +51,11 @@ class Message(BaseModel):
 def incident_id(key: str) -> str:
     """The workflow id of the incident with that key: the same for the same incident."""
     return f"incident-{key}"
+
+
+def override_id(knob: str, short_id: str) -> str:
+    """The workflow id of one override."""
+    return f"override-{knob}-{short_id}"
 
 
 def capacity_id(model: str) -> str:
@@ -84,7 +93,7 @@ CAPACITY_CHANGED = "capacity_changed"
 LEASES_LOST = "leases_lost"
 """Signal, no argument: Redis lost its state; put your leases back."""
 RECORD = "record"
-"""Query of an incident, answers IncidentRecord."""
+"""Query of an incident or an override, answers IncidentRecord or OverrideRecord."""
 
 
 class AlarmRepeats(Message):
@@ -121,6 +130,26 @@ class ReleaseLeverRequest(PersonRequest):
     lever: LeverName
 
 
+APPROVE_KEEP = "approve_keep"
+TAKE_OVER = "take_over"
+
+
+class KeepRequest(PersonRequest):
+    """Turn a lever into a standing override of the person who asks."""
+
+    lever: LeverName
+    review_in: timedelta | None = Field(default=None, gt=timedelta(0))
+    """None: as the policy says."""
+
+
+class TakeOverRequest(PersonRequest):
+    """Stop the automation; the levers stay with a person until a stated end."""
+
+    to: str | None = Field(default=None, min_length=1, max_length=200)
+    """None: the person who asks."""
+    lasts: timedelta = Field(gt=timedelta(0))
+
+
 class UpdateResult(Message):
     """The answer to a person. Denied is a result, and stays in the record."""
 
@@ -149,6 +178,8 @@ class TakeLeases(Message):
     """Take or renew leases in one call."""
 
     leases: list[LeaseRequest]
+    until: AwareDatetime | None = None
+    """None of them outlives it, however late the call is carried out; None: each lasts as it says."""
 
 
 class ReleaseLeases(Message):
@@ -181,6 +212,81 @@ class KnobStates(Message):
     knobs: list[KnobState]
     epoch: str | None
     """Marker of Redis's data set."""
+
+
+# ---------------------------------------------------------------- overrides
+
+STARTED = "started"
+"""Update, no argument, answers OverrideAnswer once the lease is taken, an approval is waited for, or it was refused."""
+APPROVE = "approve"
+DENY = "deny"
+RELEASE = "release"
+HAND_OVER = "hand_over"
+
+
+class OverrideInput(Message):
+    """Starts an override: a person sets a knob, for a time, with a reason."""
+
+    knob: KnobName
+    value: KnobValue
+    kind: OverrideKind
+    who: str = Field(min_length=1, max_length=200)
+    """Verified subject."""
+    reason: str = Field(min_length=1, max_length=500)
+    duration: timedelta = Field(gt=timedelta(0))
+    """Of a standing one: until its review."""
+    incident: str | None = None
+    """The incident whose lever it was."""
+    approved_by: str | None = None
+    """Who approved it there; None: the override asks, if it must."""
+    resumed: OverrideRecord | None = None
+    """As it stood when the workflow continued as new."""
+
+
+class StartOverride(Message):
+    """Starts the override with that workflow id, or finds it."""
+
+    override_id: str
+    input: OverrideInput
+
+
+class OverrideAnswer(UpdateResult):
+    """What became of the wish, and the override as it stands."""
+
+    record: OverrideRecord
+
+
+class OverrideExtendRequest(PersonRequest):
+    """Move the end, or the review date, later."""
+
+    by: timedelta = Field(gt=timedelta(0))
+
+
+class HandOverRequest(PersonRequest):
+    """Give the override to another owner."""
+
+    to: str = Field(min_length=1, max_length=200)
+
+
+class AssessOverride(Message):
+    """What an override would do; see `domain.override.assess`."""
+
+    knob: KnobName
+    value: KnobValue
+    pin: bool
+    now: AwareDatetime
+    ends_at: AwareDatetime
+    leases: list[Lease]
+    load: LoadSnapshot | None
+    policy: Policy
+
+
+class CaughtUp(Message):
+    """Whether the configured baseline has caught up with an override."""
+
+    knob: KnobName
+    value: KnobValue
+    baseline: Baseline
 
 
 # ---------------------------------------------------------------- evidence
