@@ -164,9 +164,10 @@ def parse_incident(text: str) -> str:
 class OpsService:
     """Actions on the incidents of one Temporal namespace."""
 
-    def __init__(self, client: Client, settings: Settings) -> None:
+    def __init__(self, client: Client, settings: Settings, once: str | None = None) -> None:
         self._client = client
         self._settings = settings
+        self._once = once
 
     @staticmethod
     async def connect(settings: Settings) -> "OpsService":
@@ -180,6 +181,15 @@ class OpsService:
                 return OpsService(await connect(settings), settings)
         except (RuntimeError, TimeoutError):  # the SDK raises a plain RuntimeError, without a status
             raise unreachable(settings) from None
+
+    def once(self, key: str) -> "OpsService":
+        """The same service for one change: asked for again with that key, it is answered again and not done again."""
+        return OpsService(self._client, self._settings, key)
+
+    async def check(self) -> None:
+        """Raises OpsError: Temporal does not answer."""
+        async with self._errors():
+            await self._client.service_client.check_health(timeout=RPC_TIMEOUT)
 
     # ------------------------------------------------------------------ looking
 
@@ -338,7 +348,11 @@ class OpsService:
         try:
             async with self._errors(), asyncio.timeout(UPDATE_TIMEOUT.total_seconds()):
                 result: UpdateResult = await handle.execute_update(
-                    name, request, result_type=UpdateResult, id=str(uuid.uuid4()), rpc_timeout=UPDATE_TIMEOUT
+                    name,
+                    request,
+                    result_type=UpdateResult,
+                    id=self._once or str(uuid.uuid4()),
+                    rpc_timeout=UPDATE_TIMEOUT,
                 )
                 return result
         except WorkflowUpdateFailedError as error:
