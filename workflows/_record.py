@@ -109,12 +109,14 @@ class Incident(OnRecord):
     # ------------------------------------------------------------ small acts
 
     async def reread(self) -> LoadSnapshot:
-        """The load now. Unreadable: an empty one, on which free levers still act and nothing is bought."""
+        """The load now. Unreadable within the budget: an empty one, on which free levers act and nothing is bought."""
+        policy = self.now_snapshot.policy
         try:
             load = await read(
                 CloudWatchActivities.read_load,
-                load_query(self.now_snapshot.policy, self.model),
+                load_query(policy, self.model),
                 summary="Re-read the metrics of the alarm",
+                within=policy.evidence.budget,
             )
         except ActivityError as error:
             self.note("finding", f"the metrics could not be read, so nothing is bought: {failure(error)[1]}")

@@ -35,16 +35,18 @@ DECIDE_TIMEOUT = timedelta(seconds=10)
 
 
 @overload
-async def read(activity: Callable[[S, A], Awaitable[R]], arg: A, *, summary: str) -> R: ...
+async def read(
+    activity: Callable[[S, A], Awaitable[R]], arg: A, *, summary: str, within: timedelta = READ_TOTAL
+) -> R: ...
 @overload
-async def read(activity: Callable[[S, A], R], arg: A, *, summary: str) -> R: ...
-async def read(activity: Callable[..., Any], arg: Any, *, summary: str) -> Any:
-    """Read the world: seconds at most. Raises ActivityError when it cannot be read in time."""
+async def read(activity: Callable[[S, A], R], arg: A, *, summary: str, within: timedelta = READ_TOTAL) -> R: ...
+async def read(activity: Callable[..., Any], arg: Any, *, summary: str, within: timedelta = READ_TOTAL) -> Any:
+    """Read the world: seconds at most. Raises ActivityError when it cannot be read `within` that time."""
     return await workflow.execute_activity_method(
         activity,
         arg,
         start_to_close_timeout=READ_TIMEOUT,
-        schedule_to_close_timeout=READ_TOTAL,
+        schedule_to_close_timeout=within,
         retry_policy=READ_RETRY,
         summary=summary,
     )
