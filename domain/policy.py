@@ -214,8 +214,8 @@ class EscalationPolicy(Section):
     p99_for: ScaledDuration = timedelta(minutes=10)
     snooze: ScaledDuration = timedelta(minutes=30)
     """After an abort, alarms of the same key are ignored for this long, or until OK."""
-    approval_reminder: ScaledDuration = timedelta(hours=4)
-    """How often people are reminded that an incident waits for them."""
+    approval_reminder: ScaledDuration = timedelta(hours=6)
+    """How often people are reminded that an incident waits for them, unless they were paged about it otherwise."""
 
 
 class EvidencePolicy(Section):

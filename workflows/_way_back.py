@@ -23,31 +23,20 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
 
     A hold that ends starts the whole way back by itself after an hour in recovery; otherwise people are paged.
     """
-    remind_every = incident.now_snapshot.policy.escalation.approval_reminder
-    remind_at = workflow.now() + remind_every
     ended_until: datetime | None = None
     while incident.record.held and not incident.abort_asked:
         hold = _next_hold(incident, ended_until)
-        moments = [hold] if hold else []
-        if incident.record.acknowledged_by is None:
-            moments.append(remind_at)
         incident.enter(
             Phase.AWAITING_DECISION,
             waiting_for="an approver to decide the way back",
-            next_step="a hold ends: the guarded way back, or a page" if hold else "remind people" if moments else "",
-            next_at=hold or min(moments, default=None),
+            next_step="a hold ends: the guarded way back, or a page" if hold else "",
+            next_at=hold,
         )
         try:
-            await _decision(incident, hold, ended_until, wake_at=min(moments, default=None))
+            await _decision(incident, hold, ended_until)
         except TimeoutError:
-            now = workflow.now()
-            if hold is not None and now >= hold:
-                ended_until = hold
-                _hold_ended(incident, now)
-            if now >= remind_at:
-                remind_at = now + remind_every
-                if incident.record.acknowledged_by is None:
-                    incident.page(ON_CALL, f"{incident.record.key} waits for a decision. {incident.running_cost}")
+            ended_until = hold
+            _hold_ended(incident)
         if incident.alarm_returned or incident.abort_asked:
             break
         if incident.release_asked is not None:
@@ -62,10 +51,8 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
     return "done"
 
 
-async def _decision(
-    incident: Incident, hold: datetime | None, ended_until: datetime | None, wake_at: datetime | None
-) -> None:
-    """Wait for a decision, or for `hold` to be another one. Raises TimeoutError at `wake_at`."""
+async def _decision(incident: Incident, hold: datetime | None, ended_until: datetime | None) -> None:
+    """Wait for a decision, or for `hold` to be another one. Raises TimeoutError when `hold` ends."""
     await workflow.wait_condition(
         lambda: bool(
             incident.approved_by
@@ -75,7 +62,7 @@ async def _decision(
             or not incident.record.held
             or _next_hold(incident, ended_until) != hold
         ),
-        timeout=None if wake_at is None else max(wake_at - workflow.now(), timedelta(0)),
+        timeout=None if hold is None else max(hold - workflow.now(), timedelta(0)),
         timeout_summary="Waiting for a person to decide the way back",
     )
 
@@ -86,9 +73,12 @@ def _next_hold(incident: Incident, ended_until: datetime | None) -> datetime | N
     return min((hold for hold in holds if hold and (ended_until is None or hold > ended_until)), default=None)
 
 
-def _hold_ended(incident: Incident, now: datetime) -> None:
+def _hold_ended(incident: Incident) -> None:
     recovered_at = incident.record.recovered_at
-    if recovered_at is not None and now - recovered_at >= incident.now_snapshot.policy.way_back.recovered_for:
+    if (
+        recovered_at is not None
+        and workflow.now() - recovered_at >= incident.now_snapshot.policy.way_back.recovered_for
+    ):
         incident.note("phase", "a hold ended after long enough in recovery: the way back starts by itself")
         incident.approved_by = BY_POLICY
     else:
@@ -138,7 +128,7 @@ async def _may_release(incident: Incident, lever: Lever) -> bool:
     incident.note("finding", guard.why)
     if not guard.may:
         lever.detail = guard.why
-        incident.page(ON_CALL, f"the way back stops at {lever.name}: {guard.why}")
+        _stopped(incident, f"the way back stops at {lever.name}: {guard.why}")
     return guard.may
 
 
@@ -170,19 +160,25 @@ async def _watch(incident: Incident, lever: Lever) -> bool:
 
 
 async def _take_again(incident: Incident, lever: Lever, why: str) -> None:
-    policy = incident.now_snapshot.policy
+    policy, now = incident.now_snapshot.policy, workflow.now()
     attempt = incident.next_attempt(lever.name)
-    changes: dict[str, Any] = {"released_at": None}
+    hold = policy.way_back.capacity_max_hold if lever.demand is not None else policy.way_back.lever_max_hold
+    changes: dict[str, Any] = {"released_at": None, "hold_until": now + hold}
     if lever.lease is not None:
         lease = _mitigation.lease_id(incident.record.run_id, lever.name, attempt)
         changes["lease"] = lever.lease.model_copy(update={"lease_id": lease})
     if lever.demand is not None:
-        now = workflow.now()
-        end = _mitigation.demand_end(now + policy.way_back.capacity_max_hold, policy)
+        end = _mitigation.demand_end(now + hold, policy)
         changes["demand"] = lever.demand.model_copy(update={"start": now, "end": end})
     [taken] = await _mitigation.take([lever.model_copy(update=changes)])
     if taken.status is LeverStatus.IN_FORCE:
         taken.detail = f"taken again: {why}"
     incident.set_lever(taken)
     incident.note("lever", f"{lever.name} was released and is taken again ({taken.status}): {why}")
-    incident.page(ON_CALL, f"the way back stopped: without {lever.name} {why}; it is taken again")
+    _stopped(incident, f"the way back stopped: without {lever.name} {why}; it is taken again")
+
+
+def _stopped(incident: Incident, text: str) -> None:
+    """People decided: on-call hears. A hold ended and nobody decided: the next tier hears, with the running cost."""
+    to = SENIOR if incident.approved_by == BY_POLICY else ON_CALL
+    incident.page(to, f"{text}. {incident.running_cost}")

@@ -34,6 +34,7 @@ from domain.messages import (
 )
 from workflows._approval import DecidedByPeople
 from workflows._evidence import diagnose, first_response
+from workflows._mitigation import demand_end, take
 from workflows._record import AWS_SUPPORT, ON_CALL, SENIOR
 from workflows._recovery import verify
 from workflows._step import failure, load_policy, mutate, read
@@ -244,6 +245,8 @@ class IncidentWorkflow(DecidedByPeople):
                     timeout_summary="Next renewal of the leases",
                 )
             lost, self._leases_lost = self._leases_lost, False
+            self._remind()
+            await self._prolong_demand()
             leases = [lever.lease for lever in self.record.held if lever.lease and lever.status is LeverStatus.IN_FORCE]
             if not leases:
                 continue
@@ -258,6 +261,28 @@ class IncidentWorkflow(DecidedByPeople):
                 self.note(
                     "lever", f"leases renewed after Redis lost its state: {', '.join(changed) or 'all were there'}"
                 )
+
+    def _remind(self) -> None:
+        """Remind people of an incident that nobody acknowledged. With the renewals, so that it costs no timer."""
+        policy, record = self.now_snapshot.policy, self.record
+        if record.phase is not Phase.AWAITING_DECISION or record.acknowledged_by is not None:
+            return
+        since = next(entry.at for entry in reversed(record.timeline) if entry.kind in ("phase", "page"))
+        if workflow.now() - since >= policy.escalation.approval_reminder - policy.leases.renew_every / 2:
+            self.page(ON_CALL, f"{record.key} waits for a decision. {self.running_cost}")
+
+    async def _prolong_demand(self) -> None:
+        """Past its hold a demand goes on while the incident lives: only people and the guard end it."""
+        policy, lever = self.now_snapshot.policy, self.record.lever(LeverName.CAPACITY)
+        if lever is None or lever.demand is None or lever.status is not LeverStatus.IN_FORCE:
+            return
+        if lever.demand.end - workflow.now() >= policy.leases.cache_ttl_seconds:
+            return
+        end = demand_end(workflow.now() + policy.leases.renew_every, policy)
+        lever.demand = lever.demand.model_copy(update={"end": end})
+        [taken] = await take([lever])
+        if taken.status is LeverStatus.FAILED:
+            self.page(ON_CALL, f"the demand for capacity could not be prolonged and will end: {taken.detail}")
 
     async def _link_previous(self) -> None:
         try:
