@@ -246,7 +246,8 @@ class IncidentWorkflow(DecidedByPeople):
                 )
             lost, self._leases_lost = self._leases_lost, False
             self._remind()
-            await self._prolong_demand()
+            async with self.deciding:  # an extension at the same moment must not be overtaken
+                await self._prolong_demand()
             leases = [lever.lease for lever in self.record.held if lever.lease and lever.status is LeverStatus.IN_FORCE]
             if not leases:
                 continue
