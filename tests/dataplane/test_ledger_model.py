@@ -1,9 +1,12 @@
-"""Any interleaving of holders, renewals, releases, expiries and losses: the ledger agrees with a plain model."""
+"""Any interleaving of holders, pins, renewals, releases, expiries, refusals and losses: the ledger agrees with a plain
+model, and what is in force is the merge of what is unexpired."""
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import redis
 from hypothesis import HealthCheck, settings
@@ -12,27 +15,84 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dataplane.connection import connect
 from dataplane.ledger import LeaseRefusedError, Ledger, ReleaseOutcome, TakeOutcome
-from domain.knobs import Holder, KnobName, KnobValue, Lease, LeaseRequest
-from tests.servers import ValkeyServer
+from domain.knobs import (
+    Holder,
+    KnobName,
+    KnobValue,
+    Lease,
+    LeaseRequest,
+    Refusal,
+    baseline_value,
+    effective_value,
+)
+from domain.policy import Policy
 
 IDS = ("a", "b", "c", "d", "e")
 HOLDERS = st.sampled_from([Holder(kind="incident", id="incident-x"), Holder(kind="person", id="a:b")])
-VALUES = st.sampled_from([60, 120, {"faq": "haiku"}, {"search": "haiku", "faq": "sonnet"}])
+BASELINE = Policy().baseline
+VALUES: list[tuple[KnobName, Any]] = [
+    *((KnobName.CACHE_TTL_SECONDS, value) for value in (60, 120, 300)),
+    *((KnobName.MODEL_ROUTING, value) for value in ({"faq": "haiku"}, {"search": "haiku", "faq": "sonnet"})),
+    *((KnobName.BATCH_WINDOW_MS, value) for value in (0, 500)),
+    (KnobName.REQUEST_COALESCING, True),
+    *((KnobName.INVOCATIONS_PER_SECOND_PER_TASK, value) for value in (5, 9)),
+    *((KnobName.FEATURE_FLAG, {"taste_profile": value}) for value in (True, False)),
+    *((KnobName.MAX_OUTPUT_TOKENS, value) for value in ({"faq": 512}, {"faq": 256, "search": 800})),
+    (KnobName.HISTORY_TRUNCATION, {"faq": {"recent": 9, "top": 1}}),
+    (KnobName.HISTORY_TRUNCATION, {"faq": {"recent": 5, "top": 5}}),
+]
+RULES: dict[KnobName, Callable[[list[Any]], Any]] = {
+    KnobName.CACHE_TTL_SECONDS: max,
+    KnobName.MODEL_ROUTING: min,  # "haiku" before "sonnet"
+    KnobName.BATCH_WINDOW_MS: min,
+    KnobName.REQUEST_COALESCING: any,
+    KnobName.INVOCATIONS_PER_SECOND_PER_TASK: min,
+    KnobName.FEATURE_FLAG: all,
+    KnobName.MAX_OUTPUT_TOKENS: min,
+    KnobName.HISTORY_TRUNCATION: lambda asked: {key: min(one[key] for one in asked) for key in ("recent", "top")},
+}
 DURATIONS_MS = st.sampled_from([1, 15, 40, 60_000])
 TAKEN = {TakeOutcome.ACQUIRED, TakeOutcome.RENEWED, TakeOutcome.PUT_BACK}
 
 
-def _request(lease_id: str, value: KnobValue, holder: Holder, duration_ms: int) -> LeaseRequest:
-    knob = KnobName.CACHE_TTL_SECONDS if isinstance(value, int) else KnobName.MODEL_ROUTING
-    return LeaseRequest(lease_id=lease_id, knob=knob, value=value, holder=holder, reason="any", duration_ms=duration_ms)
+def _request(
+    lease_id: str, knob_and_value: tuple[KnobName, KnobValue], holder: Holder, duration_ms: int, pin: bool
+) -> LeaseRequest:
+    knob, value = knob_and_value
+    return LeaseRequest(
+        lease_id=lease_id, knob=knob, value=value, holder=holder, reason="any", duration_ms=duration_ms, pin=pin
+    )
 
 
-REQUESTS = st.lists(
-    st.builds(_request, st.sampled_from(IDS), VALUES, HOLDERS, DURATIONS_MS),
-    min_size=1,
-    max_size=3,
-    unique_by=lambda request: request.lease_id,
-)
+def _in_force(knob: KnobName, leases: Iterable[Lease]) -> Any:
+    """The merge, in the plainest words."""
+    configured: Any = baseline_value(knob, BASELINE)
+    own: list[Any] = sorted(
+        (one for one in leases if one.knob is knob), key=lambda one: (one.acquired_at, one.lease_id)
+    )
+
+    def of(asked: list[Any], pinned: list[Any], otherwise: Any) -> Any:
+        return pinned[-1] if pinned else RULES[knob](asked) if asked else otherwise
+
+    if not knob.spec.by:
+        return of([one.value for one in own], [one.value for one in own if one.pin], configured)
+    return {
+        name: of(
+            [one.value[name] for one in own if name in one.value],
+            [one.value[name] for one in own if name in one.value and one.pin],
+            otherwise,
+        )
+        for name, otherwise in configured.items()
+    }
+
+
+def _requests(knobs: Iterable[KnobName]) -> st.SearchStrategy[list[LeaseRequest]]:
+    values = st.sampled_from([one for one in VALUES if one[0] in knobs])
+    one = st.builds(_request, st.sampled_from(IDS), values, HOLDERS, DURATIONS_MS, st.booleans())
+    return st.lists(one, min_size=1, max_size=3, unique_by=lambda request: request.lease_id)
+
+
+REQUESTS = st.runner().flatmap(lambda machine: _requests(machine.knobs))
 
 
 @dataclass(frozen=True)
@@ -48,18 +108,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     client: redis.Redis
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(knobs=st.sets(st.sampled_from(KnobName), min_size=1, max_size=2))
+    def begin(self, knobs: set[KnobName]) -> None:
+        """Few knobs in one run, so that its leases meet."""
+        self.knobs = knobs
         self.client.flushall()
         self.ledger = Ledger(self.client)
         self.started = self._now()
         self.granted: dict[str, Lease] = {}
         self.released: set[str] = set()
         self.audited: Counter[tuple[str, str, datetime]] = Counter()
+        self.refused: Counter[tuple[str, str, str]] = Counter()
 
     def _now(self) -> datetime:
-        seconds, micros = self.client.time()
-        return datetime.fromtimestamp(seconds, UTC) + timedelta(milliseconds=micros // 1000)
+        return self.ledger.leases().server_time
 
     def _may_be_alive(self, lease_id: str, span: Span) -> set[bool]:
         lease = self.granted.get(lease_id)
@@ -75,7 +137,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 outcomes.add(new)
             elif held.holder != request.holder:
                 outcomes.add(TakeOutcome.OTHER_HOLDER)
-            elif (held.knob, held.value) != (request.knob, request.value):
+            elif (held.knob, held.value, held.pin) != (request.knob, request.value, request.pin):
                 outcomes.add(TakeOutcome.CHANGED)
             else:
                 outcomes.add(TakeOutcome.RENEWED)
@@ -89,7 +151,8 @@ class LedgerMachine(RuleBasedStateMachine):
         floor = held.expires_at if held is not None and renewed else span.start
         duration = timedelta(milliseconds=request.duration_ms)
         assert max(floor, span.start + duration) <= lease.expires_at <= max(floor, span.end + duration)
-        assert (lease.knob, lease.value, lease.holder) == (request.knob, request.value, request.holder)
+        asked = (request.knob, request.value, request.holder, request.pin)
+        assert (lease.knob, lease.value, lease.holder, lease.pin) == asked
         self.granted[request.lease_id] = lease
         self.audited["renewed" if renewed else "acquired", lease.lease_id, lease.expires_at] += 1
 
@@ -106,6 +169,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for request in requests:
             possible = self._may_become(request, TakeOutcome.ACQUIRED, span)
             assert {refusals[request.lease_id]} <= possible if request.lease_id in refusals else possible & TAKEN
+            if refusals.get(request.lease_id) is TakeOutcome.OTHER_HOLDER:
+                self.refused["acquire", request.lease_id, request.holder.id] += 1
         assert bool(leases) != bool(refusals)
         for request, lease in zip(requests, leases, strict=False):
             self._grant(request, lease, span)
@@ -118,6 +183,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for request, result in zip(requests, results, strict=True):
             assert result.outcome in self._may_become(request, TakeOutcome.PUT_BACK, span)
             assert (result.lease is not None) == (result.outcome in TAKEN)
+            if result.outcome is TakeOutcome.OTHER_HOLDER:
+                self.refused["renew", request.lease_id, request.holder.id] += 1
             if result.lease is not None:
                 self._grant(request, result.lease, span)
 
@@ -126,7 +193,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.granted:
             held = [self.granted[id_] for id_ in data.draw(st.sets(st.sampled_from(sorted(self.granted)), min_size=1))]
             duration_ms = data.draw(DURATIONS_MS)
-            self.renew([_request(lease.lease_id, lease.value, lease.holder, duration_ms) for lease in held])
+            other_pin = data.draw(st.sampled_from([False, False, False, True]))
+            self.renew(
+                [
+                    _request(one.lease_id, (one.knob, one.value), one.holder, duration_ms, one.pin != other_pin)
+                    for one in held
+                ]
+            )
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3, unique=True), holder=HOLDERS)
     def release(self, ids: list[str], holder: Holder) -> None:
@@ -138,6 +211,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for id_ in error.refusals:
                 assert True in self._may_be_alive(id_, span)
                 assert self.granted[id_].holder != holder
+                self.refused["release", id_, holder.id] += 1
             return
         span = Span(start, self._now())
         for id_, result in zip(ids, results, strict=True):
@@ -156,6 +230,14 @@ class LedgerMachine(RuleBasedStateMachine):
                     self.audited["expired", id_, held.expires_at] += 1
             self.released.add(id_)
 
+    @rule(holder=HOLDERS)
+    def refuse(self, holder: Holder) -> None:
+        why = "a whole number of seconds is"
+        self.ledger.record_refusal(
+            Refusal(holder=holder, action="set", target="cache_ttl_seconds", value="-1", why=why)
+        )
+        self.refused["set", "cache_ttl_seconds", holder.id] += 1
+
     @rule(ms=st.sampled_from([1, 10, 20]))
     def wait(self, ms: int) -> None:
         time.sleep(ms / 1000)
@@ -167,7 +249,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def lose_everything(self) -> None:
         self._check_audit()
-        self.begin()
+        self.begin(self.knobs)
 
     @invariant()
     def what_is_in_force_is_what_is_unexpired(self) -> None:
@@ -175,6 +257,19 @@ class LedgerMachine(RuleBasedStateMachine):
         unexpired = {id_: lease for id_, lease in self.granted.items() if lease.expires_at > view.server_time}
         assert {lease.lease_id: lease for lease in view.leases} == unexpired
         assert view.released == self.released
+        for knob in KnobName:
+            assert effective_value(knob, view.leases, BASELINE) == _in_force(knob, unexpired.values())
+
+    @rule(knob=st.sampled_from(KnobName))
+    def read_the_effective_value(self, knob: KnobName) -> None:
+        start = self._now()
+        value = self.ledger.effective(knob, BASELINE)
+        ends = sorted(one.expires_at for one in self.granted.values() if start < one.expires_at <= self._now())
+        possible = [
+            _in_force(knob, [one for one in self.granted.values() if one.expires_at > moment])
+            for moment in (start, *ends)
+        ]
+        assert value in possible
 
     def teardown(self) -> None:
         if hasattr(self, "granted"):
@@ -191,11 +286,13 @@ class LedgerMachine(RuleBasedStateMachine):
             (entry.action, entry.lease_id, entry.expires_at) for entry in self.ledger.history(self.started)
         )
         assert expected <= known
+        tried = ((one.action, one.target, one.holder.id) for one in self.ledger.refusals(self.started) if one.holder)
+        assert Counter(tried) == self.refused
         assert all(action == "expired" and start < end <= self._now() for action, _, end in known - expected)
 
 
-def test_the_ledger_agrees_with_a_plain_model(valkey: ValkeyServer, redis_client: redis.Redis) -> None:
-    with connect(valkey.url) as client:
+def test_the_ledger_agrees_with_a_plain_model(server_url: str) -> None:
+    with connect(server_url) as client:
         LedgerMachine.client = client
         run_state_machine_as_test(
             LedgerMachine,
