@@ -287,6 +287,28 @@ def report(key: Key, run: Run = None, as_json: Json = False) -> None:
     _run(work, as_json)
 
 
+@app.command()
+def api(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine behind a proxy that speaks TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8234,
+) -> None:
+    """Serve the ops API until Ctrl-C: the runbooks' own calls, knobs, overrides and incidents over HTTP."""
+    from ops.api import serve
+    from ops.service import ExitCode, OpsError
+    from workers.lifecycle import configure_logs, run_until_signalled
+
+    configure_logs()
+    try:
+        asyncio.run(run_until_signalled(serve(_settings(), host, port)))
+    except OpsError as error:
+        _fail(error, as_json=False)
+    except OSError as error:
+        said = f"Nothing can listen on {host}, port {port}: {error.strerror}."
+        _fail(OpsError(said, "Give another --host or --port.", ExitCode.UNEXPECTED), as_json=False)
+
+
 def main() -> NoReturn:
     """The one place where each command ends.
 

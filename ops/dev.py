@@ -41,7 +41,7 @@ def dev(
         ),
     ] = None,
 ) -> None:
-    """Start Temporal, Redis, the AWS simulator, the runbook worker and the alarm intake; Ctrl-C stops them all."""
+    """Start Temporal, Redis, the AWS simulator, the worker, the intake and the ops API; Ctrl-C stops them all."""
     console = Console()
     try:
         options = StackOptions(
@@ -53,6 +53,7 @@ def dev(
             simulator=simulator,
             speed=speed,
             business_start=_moment(business_start) if business_start else None,
+            api=True,
         )
         asyncio.run(_run(options, console))
     except (StackError, ServerNotFound, ChildFailed, TokenRefused, ConfigurationError, ValidationError) as error:
@@ -84,6 +85,7 @@ def show(stack: Stack, console: Console) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("Temporal UI", addresses.temporal_ui or "(of the given server)")
     table.add_row("Temporal", addresses.temporal)
+    table.add_row("ops API", addresses.api_url)
     table.add_row("Redis", addresses.redis_url)
     table.add_row("AWS", addresses.aws_endpoint_url or "the account of your credentials")
     if start := env.get("RUNBOOKS_REHEARSAL_BUSINESS_START"):

@@ -48,7 +48,7 @@ TOKEN_LIFETIME = timedelta(hours=12)
 _DRAIN = timedelta(seconds=20)
 """Longer than the worker's own graceful shutdown."""
 _PYTHON_ROOT = Path(__file__).resolve().parents[1]
-_USUAL_PORTS = {"Temporal": 7233, "Temporal UI": 8233, "Redis": 6379, "AWS simulator": 5566}
+_USUAL_PORTS = {"Temporal": 7233, "Temporal UI": 8233, "Redis": 6379, "AWS simulator": 5566, "ops API": 8234}
 # Below the ports that systems hand out to outgoing connections, so that none is taken between choice and use.
 _OTHER_PORTS = range(15000, 30000)
 
@@ -74,6 +74,8 @@ class StackOptions:
     """Business seconds in one real second while the simulator is ours."""
     business_start: datetime | None = None
     """None: `TO_START` (in real time) ahead of the next Monday 00:00 in Tokyo."""
+    api: bool = False
+    """Start the ops API."""
     usual_ports: bool = True
     """Take the ports people know when they are free; otherwise any."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +91,8 @@ class Addresses:
     redis_url: str
     aws_endpoint_url: str | None
     """None: AWS itself."""
+    api_url: str
+    """Where the ops API answers, if it is started."""
 
 
 class Stack:
@@ -121,7 +125,7 @@ class Stack:
         self.state_dir = self.options.state_dir.resolve()
         self.log_dir = self.state_dir / "logs"
         self._say = say
-        self._processes = (simulator, control_plane) if processes is None else processes
+        self._processes = (simulator, control_plane, ops_api) if processes is None else processes
         self._lock: IO[str] | None = None
         self.own_simulator = self.options.simulator and self.options.aws_endpoint_url is None
         """Whether the simulator is started here."""
@@ -244,6 +248,7 @@ class Stack:
             temporal_ui=ui,
             redis_url=options.redis_url or f"redis://127.0.0.1:{self._port('Redis')}/0",
             aws_endpoint_url=endpoint,
+            api_url=f"http://127.0.0.1:{self._port('ops API')}",
         )
 
     def _port(self, what: str) -> int:
@@ -376,6 +381,15 @@ def control_plane(stack: Stack) -> list[ChildSpec]:
         )
         for name, module in (("worker", "workers.runbook_worker"), ("intake", "workers.intake"))
     ]
+
+
+def ops_api(stack: Stack) -> list[ChildSpec]:
+    """The ops API, if it is asked for."""
+    if not stack.options.api:
+        return []
+    command = (*_python("ops.cli"), "api", "--port", str(_port_of(stack.addresses.api_url)))
+    ready = stack.ready_file("api")
+    return [ChildSpec(name="api", command=command, env=stack.process_env(), ready=ready, stop_within=_DRAIN)]
 
 
 def before_next_release(now: datetime, speed: float) -> datetime:
