@@ -302,10 +302,10 @@ class LoadQuery(Message):
     lookback: timedelta
 
 
-def load_query(policy: Policy, model: str) -> LoadQuery:
-    """The query of `model`, the models its intents may be downgraded to, and every intent of theirs."""
+def load_query(policy: Policy, model: str | None) -> LoadQuery:
+    """The query of `model`, the models its intents may be downgraded to, and every intent of theirs; None: of all."""
     targets = {intent.downgrade_to for intent in policy.intents.values() if intent.model == model}
-    models = [name for name in policy.models if name == model or name in targets]
+    models = [name for name in policy.models if model is None or name == model or name in targets]
     return LoadQuery(
         models={name: policy.models[name].model_id for name in models},
         intents=[name for name, intent in policy.intents.items() if intent.model in models],

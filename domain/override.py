@@ -113,7 +113,9 @@ class OverrideRecord(BaseModel):
     review_at: AwareDatetime | None = None
     """Of a standing one, once it is in force."""
     lease: LeaseRequest | None = None
-    """Known before it is taken, so that it can be undone."""
+    """What is held now."""
+    undo: list[LeaseRequest] = Field(default_factory=list)
+    """Every lease that may be held, known before it is taken."""
     leases_taken: int = 0
     """Part of each lease's id."""
     extensions: int = 0

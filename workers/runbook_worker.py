@@ -38,6 +38,7 @@ from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
 from workflows.incident import IncidentWorkflow
+from workflows.override import OverrideWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
@@ -46,6 +47,7 @@ WORKFLOWS: list[type] = [
     ThrottleMitigationWorkflow,
     PostIncidentCleanupWorkflow,
     CapacityWorkflow,
+    OverrideWorkflow,
 ]
 ACTIVITY_SLOTS = 1000
 """Every open incident waits in one or two activities at all times; those hold a slot and no thread."""

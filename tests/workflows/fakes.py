@@ -19,7 +19,7 @@ from domain.clock import RehearsalClock
 from domain.errors import ErrorKind
 from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
 from domain.incident import RecoveryCheck
-from domain.knobs import Lease, baseline_value
+from domain.knobs import Lease, Refusal, baseline_value
 from domain.load import LoadSnapshot, ModelLoad, total_offered
 from domain.messages import (
     Authorise,
@@ -252,6 +252,10 @@ class FakeWorld:
 
     @activity.defn
     async def release_leases(self, request: ReleaseLeases) -> None:
+        self._saw(request)
+
+    @activity.defn
+    async def record_refusal(self, request: Refusal) -> None:
         self._saw(request)
 
     @activity.defn

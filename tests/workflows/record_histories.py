@@ -21,30 +21,41 @@ from uuid import uuid4
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
 from temporalio.worker import Worker
 
-from activities.entities import EntityActivities
+from activities.entities import EntityActivities, start_override
 from domain.alarms import AlarmState
 from domain.errors import ErrorKind
 from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
+from domain.knobs import KnobName
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
     ALARM_CHANGED,
+    APPROVE,
     APPROVE_REVERT,
     CAPACITY_STATE,
     EXTEND,
+    HAND_OVER,
     INCIDENT_WORKFLOW,
+    LEASES_LOST,
     RECORD,
     REJECT,
+    RELEASE,
     RELEASE_LEVER,
     CapacityState,
     ExtendRequest,
+    HandOverRequest,
     IncidentInput,
+    OverrideExtendRequest,
+    OverrideInput,
     PersonRequest,
     ReleaseLeverRequest,
+    StartOverride,
     UpdateResult,
     capacity_id,
     incident_id,
+    override_id,
 )
+from domain.override import OverrideKind
 from domain.policy import Policy
 from tests.servers import TemporalServer
 from tests.workflows.fakes import (
@@ -233,9 +244,31 @@ async def triage(play: Play) -> None:
     await play.alarms(AlarmState.OK)
 
 
+async def override(play: Play) -> None:
+    """One that an approver agrees to, is extended, handed over, lost and put back, and released."""
+    input = OverrideInput(
+        knob=KnobName.BATCH_WINDOW_MS,
+        value=700,
+        kind=OverrideKind.TIMED,
+        who=ENGINEER,
+        reason="cost",
+        duration=timedelta(hours=1),
+    )
+    request = StartOverride(override_id=override_id(input.knob, "recorded"), input=input)
+    await start_override(play.client, request, MODEL)
+    play.incident = play.client.get_workflow_handle(request.override_id)
+    await play.asks(APPROVE, ENGINEER, "denied")
+    await play.asks(APPROVE, APPROVER)
+    longer = OverrideExtendRequest(who=APPROVER, why="goes on", by=timedelta(hours=1))
+    await play.asks(EXTEND, APPROVER, request=longer)
+    await play.incident.signal(LEASES_LOST)
+    await play.asks(HAND_OVER, ENGINEER, request=HandOverRequest(who=ENGINEER, why="shift ends", to=APPROVER))
+    await play.asks(RELEASE, ENGINEER)
+
+
 PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
     path.__name__: path
-    for path in (approved, rejected_then_approved, hold_ended, aborted, lever_failed, alarm_returned, triage)
+    for path in (approved, rejected_then_approved, hold_ended, aborted, lever_failed, alarm_returned, triage, override)
 }
 
 
