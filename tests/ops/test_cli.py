@@ -7,29 +7,18 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from temporalio import workflow
 from temporalio.client import Client
-from temporalio.common import SearchAttributeKey
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from domain.alarms import AlarmChange, AlarmState
 from domain.clock import RehearsalClock
-from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, RecoveryCheck, TimelineEntry
 from domain.messages import (
-    ABORT,
-    APPROVE_REVERT,
-    EXTEND,
     INCIDENT_WORKFLOW,
-    RECORD,
     TASK_QUEUE,
-    ExtendRequest,
-    PersonRequest,
-    UpdateResult,
     incident_id,
 )
 from domain.people import Role
@@ -39,89 +28,12 @@ from ops.stack import Stack, StackOptions
 from ops.tokens import issue
 from ops.views import Times, cleaned, console, incident_view, plain
 from tests.servers import free_port
+from tests.stand_in import HOSTILE, KEY, StandIn, a_record
 from workers.settings import Settings
 from workers.temporal import connect
 from workers.tokens import read_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-KEY = "bedrock-throttle:sonnet"
-HOSTILE = "[bold red]alarm[/] \x1b[2J\x1b]0;owned\x07 \u202egpj.exe :boom:"
-
-
-def _record(key: str) -> IncidentRecord:
-    now = datetime.now(UTC)
-    return IncidentRecord(
-        incident_id=incident_id(key),
-        run_id="",
-        key=key,
-        model="sonnet",
-        runbook="throttle",
-        phase=Phase.AWAITING_DECISION,
-        alarm=AlarmChange(
-            alarm_name=HOSTILE, state=AlarmState.ALARM, changed_at=now, source="sns", message_id="1", reason="47 > 0"
-        ),
-        opened_at=now,
-        waiting_for="an approver",
-        next_step="the first hold ends",
-        next_at=now + timedelta(hours=4),
-        levers=[
-            Lever(
-                name=LeverName.CACHE_TTL,
-                status=LeverStatus.IN_FORCE,
-                before="30 s",
-                after="120 s",
-                why="fewer calls",
-                applied_at=now,
-                hold_until=now + timedelta(hours=24),
-            )
-        ],
-        recovery_checks=[RecoveryCheck(name="P99", value=9800, target=3000, unit="ms", met=False)],
-        timeline=[TimelineEntry(at=now, kind="alarm", text="the alarm went on")],
-    )
-
-
-@workflow.defn(name=INCIDENT_WORKFLOW)
-class StandIn:
-    """Answers as an incident does, and closes when its way back is approved."""
-
-    @workflow.init
-    def __init__(self, record: IncidentRecord) -> None:
-        self._record = record.model_copy(update={"run_id": workflow.info().run_id})
-
-    @workflow.run
-    async def run(self, record: IncidentRecord) -> None:
-        phase = SearchAttributeKey.for_keyword("IncidentPhase")
-        workflow.upsert_search_attributes([phase.value_set(record.phase)])
-        await workflow.wait_condition(lambda: self._record.phase is Phase.CLOSED)
-        await workflow.wait_condition(workflow.all_handlers_finished)
-
-    @workflow.query(name=RECORD)
-    def record(self) -> IncidentRecord:
-        return self._record
-
-    @workflow.update(name=APPROVE_REVERT)
-    async def approve(self, request: PersonRequest) -> UpdateResult:
-        if request.who.startswith("viewer"):
-            return UpdateResult(outcome="denied", message=f"{request.who} is viewer; approver is needed")
-        entry = TimelineEntry(at=workflow.now(), kind="decision", text=f"approved: {request.why}", who=request.who)
-        self._record.timeline.append(entry)
-        self._record.outcome = "Everything was given back."
-        self._record.phase = Phase.CLOSED
-        return UpdateResult(outcome="accepted", message="the way back begins")
-
-    @approve.validator
-    def _validate(self, request: PersonRequest) -> None:
-        if request.why == "stale":
-            raise ValueError("the way back has begun already")
-
-    @workflow.update(name=EXTEND)
-    async def extend(self, request: ExtendRequest) -> UpdateResult:
-        return UpdateResult(outcome="already-done", message=f"{request.lever} by {request.by} for {request.who}")
-
-    @workflow.update(name=ABORT)
-    async def abort(self, request: PersonRequest) -> UpdateResult:
-        return UpdateResult(outcome="not-possible", message="it is being given back already")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -158,7 +70,7 @@ async def working(client: Client) -> AsyncIterator[None]:
 
 
 async def start(client: Client, key: str) -> None:
-    await client.start_workflow(INCIDENT_WORKFLOW, _record(key), id=incident_id(key), task_queue=TASK_QUEUE)
+    await client.start_workflow(INCIDENT_WORKFLOW, a_record(key), id=incident_id(key), task_queue=TASK_QUEUE)
 
 
 def token(stack: Stack, role: Role) -> str:
@@ -417,7 +329,7 @@ async def test_text_from_outside_is_inert() -> None:
     assert plain("a\x1b[31mb\r\nc\td\u202e\u200be\x9b漫画") == "a\N{REPLACEMENT CHARACTER}[31mb c d" + (
         "\N{REPLACEMENT CHARACTER}" * 2 + "e\N{REPLACEMENT CHARACTER}漫画"
     )
-    record = _record(KEY)
+    record = a_record(KEY)
     record.waiting_for = record.next_step = record.outcome = HOSTILE
     record.levers[0].detail = HOSTILE
     clean = cleaned(record)
