@@ -3,11 +3,12 @@
 import asyncio
 import json
 import os
+import shutil
 import time
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +57,8 @@ class Rehearsal:
     stack: Stack
     settings: Settings
     policy: Policy
+    policy_file: Path
+    """Read anew whenever a workflow takes its snapshot."""
     temporal: Client
     ops: OpsService
     redis: redis.Redis
@@ -273,13 +276,17 @@ class Rehearsal:
         assert self.units() == {"InService": self.policy.models["sonnet"].baseline_units}
 
     async def clear(self) -> None:
-        """Whatever a test left open is ended, so that the next one starts from the baseline."""
+        """Whatever a failed test left broken or open is mended and ended, so that the next one starts from baseline."""
+        shutil.copy(POLICY_FILE, self.policy_file)
+        for name in ("redis", "temporal", "worker", "intake"):
+            if name not in self.stack.pids:
+                await self.stack.restart(name)
         self.no_faults()
         self.calm()
-        runs = [run async for run in self.temporal.list_workflows("ExecutionStatus = 'Running'")]
-        for run in runs:
-            if run.workflow_type == INCIDENT_WORKFLOW:
-                await self.temporal.get_workflow_handle(run.id, run_id=run.run_id).terminate("the test is over")
+        if any(row.incident_id == INCIDENT and row.ended is None for row in await self.ops.list_incidents()):
+            with suppress(OpsError, TimeoutError):
+                await self.ops.abort(INCIDENT, self.token(Role.APPROVER), "the test is over")
+                await asyncio.wait_for(self.handle().result(), 30)
 
 
 def read_text(path: str) -> str:
@@ -320,8 +327,10 @@ def shapes(alarm: AlarmChange, at: datetime) -> list[str]:
 
 
 @asynccontextmanager
-async def rehearsal(state_dir: Path, policy_file: Path = POLICY_FILE) -> AsyncIterator[Rehearsal]:
+async def rehearsal(state_dir: Path) -> AsyncIterator[Rehearsal]:
     """A stack of its own, ready, in a calm world."""
+    policy_file = state_dir / "policy.yaml"
+    shutil.copy(POLICY_FILE, policy_file)
     options = StackOptions(
         state_dir=state_dir,
         usual_ports=False,
@@ -336,4 +345,4 @@ async def rehearsal(state_dir: Path, policy_file: Path = POLICY_FILE) -> AsyncIt
             temporal = await connect_temporal(settings)
             with connect_redis(settings.redis_url) as client:
                 policy = load_policy(policy_file, settings.clock)
-                yield Rehearsal(stack, settings, policy, temporal, ops, client, Ledger(client))
+                yield Rehearsal(stack, settings, policy, policy_file, temporal, ops, client, Ledger(client))
