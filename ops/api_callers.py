@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any, NoReturn
 
 import redis
@@ -21,14 +22,14 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from activities.settings import load_yaml
+from activities.settings import ConfigurationError, load_yaml
 from dataplane import keys
 from dataplane.ledger import Ledger
 from domain.knobs import Holder, Refusal
 from domain.people import Role, Roster
 from ops.api_problems import FieldProblem, ProblemError, shown
 from workers.settings import Settings
-from workers.tokens import TokenRefused, identify
+from workers.tokens import KeyUnusable, TokenRefused, identify
 
 REMEMBER_KEYS_SECONDS = 24 * 3600
 """How long an idempotency key may not be used for another request."""
@@ -63,41 +64,25 @@ class Callers:
 
         Raises:
             ProblemError: 401 without a good token, 403 without a role, 429 too often.
-            ConfigurationError: the roster cannot be read.
+            ConfigurationError: the roster or the key of tokens cannot be read.
         """
         roster = await asyncio.to_thread(load_yaml, Roster, self._settings.roster_file)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        address = request.client.host if request.client else ""
         if scheme.lower() != "bearer" or not token.strip():
-            await self._refuse(request, address, None, 401, "There is no bearer token.")
+            await self._refuse(request, None, 401, "There is no bearer token.")
         try:
             subject = identify(token, self._settings.token_key_file, lambda: roster)
+        except KeyUnusable as error:
+            raise ConfigurationError(str(error)) from error
         except TokenRefused as error:
-            await self._refuse(request, address, None, 401, f"Token refused: {error}.")
+            await self._refuse(request, None, 401, f"Token refused: {error}.")
         if not roster.may(subject, Role.VIEWER):
-            await self._refuse(request, address, subject, 403, f"{subject} is not in the roster; viewer is needed.")
+            await self._refuse(request, subject, 403, f"{subject} is not in the roster; viewer is needed.")
         settings = self._settings
         reads = request.method in _READS
         allowed = settings.api_reads_per_minute if reads else settings.api_changes_per_minute
         self._count("reads" if reads else "changes", allowed, subject)
         return Caller(subject, token)
-
-    async def record(self, request: Request, subject: str | None, why: str) -> None:
-        """Put a refused change on record beside the ledger's changes. Without Redis it stands in the log alone."""
-        _log.warning("refused", who=subject, method=request.method, path=request.url.path, why=why)
-        if request.method in _READS:
-            return
-        refusal = Refusal(
-            holder=Holder(kind="person", id=subject[:200]) if subject else None,
-            action=f"{request.method} {request.url.path}"[:100],
-            target=request.url.path[:200],
-            value=(await request.body())[:500].decode(errors="replace"),
-            why=why[:500],
-        )
-        try:
-            await asyncio.to_thread(self._ledger.record_refusal, refusal)
-        except redis.RedisError as error:
-            _log.warning("a refusal could not be put on record", error=str(error))
 
     async def remember(self, caller: Caller, key: str, asked: str) -> None:
         """Note what an idempotency key is used for.
@@ -130,17 +115,28 @@ class Callers:
                 errors=[FieldProblem(field="header Idempotency-Key", value=shown(key), allowed=allowed)],
             )
 
-    async def _refuse(self, request: Request, address: str, subject: str | None, status: int, why: str) -> NoReturn:
-        """Counted by address, so that guessing tokens is slow and does not flood the record."""
-        self._count("refused", self._settings.api_refusals_per_minute, subject or address)
-        await self.record(request, subject, why)
-        if status == 401:
-            raise ProblemError(
-                401,
-                why,
-                "Send a header `Authorization: Bearer TOKEN`; `runbooks dev` prints tokens for its roles.",
-                headers={"WWW-Authenticate": 'Bearer realm="runbooks"'},
+    async def _refuse(self, request: Request, subject: str | None, status: int, why: str) -> NoReturn:
+        """Put a refused change on record beside the ledger's changes; without Redis it stands in the log alone.
+
+        Counted by address, so that guessing tokens is slow and does not flood the record.
+        """
+        address = request.client.host if request.client else ""
+        self._count("refused requests", self._settings.api_refusals_per_minute, subject or address)
+        _log.warning("refused", who=subject, method=request.method, path=request.url.path, why=why)
+        if request.method not in _READS:
+            refusal = Refusal(
+                holder=Holder(kind="person", id=subject[:200]) if subject else None,
+                action=request.method,
+                target=request.url.path[:200],
+                why=why[:500],
             )
+            try:
+                await asyncio.to_thread(self._ledger.record_refusal, refusal)
+            except redis.RedisError as error:
+                _log.warning("a refusal could not be put on record", error=str(error))
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers = {"WWW-Authenticate": 'Bearer realm="runbooks"'}
+            raise ProblemError(status, why, "Send a header `Authorization: Bearer TOKEN` with yours.", headers=headers)
         raise ProblemError(status, why, "Ask for a role in the roster.")
 
     def _count(self, what: str, per_minute: int, who: str) -> None:

@@ -18,18 +18,22 @@ class TokenRefused(Exception):
     """The token proves nothing; the message says why."""
 
 
+class KeyUnusable(TokenRefused):
+    """No token can be verified here."""
+
+
 def read_key(path: Path) -> bytes:
     """The signing key in that file, without surrounding white space.
 
     Raises:
-        TokenRefused: it cannot be read or is shorter than 32 bytes.
+        KeyUnusable: it cannot be read or is shorter than 32 bytes.
     """
     try:
         key = path.read_bytes().strip()
     except OSError as error:
-        raise TokenRefused(f"token key file {path}: {error.strerror}") from error
+        raise KeyUnusable(f"token key file {path}: {error.strerror}") from error
     if len(key) < _SHORTEST_KEY_BYTES:
-        raise TokenRefused(f"token key file {path}: {len(key)} bytes, at least {_SHORTEST_KEY_BYTES} are needed")
+        raise KeyUnusable(f"token key file {path}: {len(key)} bytes, at least {_SHORTEST_KEY_BYTES} are needed")
     return key
 
 
@@ -75,5 +79,5 @@ def identify(token: str, key_file: Path | None, roster: Callable[[], Roster]) ->
             raise TokenRefused("not a usable token: it is not signed, and the roster does not know it")
         return subject
     if key_file is None:
-        raise TokenRefused("signed tokens cannot be verified: RUNBOOKS_TOKEN_KEY_FILE names no key")
+        raise KeyUnusable("signed tokens cannot be verified: RUNBOOKS_TOKEN_KEY_FILE names no key")
     return verify(token, read_key(key_file))
