@@ -28,7 +28,7 @@ test: $(INSTALLED) ## Check format, lint, types and import rules, run all tests 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@echo 'Tests marked "system" need a browser and do not run here: .ci/run runs them.'
+	@echo 'Tests marked "system" need a browser or Redis 7 from Debian and do not run here: .ci/run runs them.'
 	$(BIN)/pytest -m "not system" $(PYTEST_ARGS)
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv)

@@ -83,11 +83,12 @@ class Knobs(KnobCopy):
             self._stop.wait(min(self._poll_seconds, _MOST_WAIT_SECONDS))
 
     def _follow_connection(self) -> None:
+        self.refresh()  # also where nothing can be subscribed to; and a cluster's client learns what nodes there are
         with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(keys.CHANGES)  # its confirmation is the first message: nothing is missed before it
             due = monotonic() + self._poll_seconds
             while not self._stop.is_set():
-                message = pubsub.get_message(timeout=_STOP_CHECK_SECONDS)
+                message = pubsub.get_message(timeout=min(_STOP_CHECK_SECONDS, max(0.0, due - monotonic())))
                 if message is None and monotonic() < due:
                     continue
                 if message is None:
@@ -151,6 +152,7 @@ class AsyncKnobs(KnobCopy):
             await asyncio.sleep(min(self._poll_seconds, _MOST_WAIT_SECONDS))
 
     async def _follow_connection(self) -> None:
+        await self.refresh()  # as in Knobs
         async with self._client.pubsub() as pubsub:
             await pubsub.subscribe(keys.CHANGES)
             due = monotonic() + self._poll_seconds

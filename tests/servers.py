@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -94,40 +94,72 @@ class ValkeyServer(_Server):
 
 
 class ValkeyCluster:
-    """Three Valkey servers that share the slots."""
+    """Three Valkey servers that share the slots; the last one has ours, and with `spare` a replica of its own."""
 
     _SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, spare: bool = False) -> None:
         self._nodes: list[ValkeyServer] = []
-        self._bus_ports = [free_port() for _ in self._SLOTS]
-        for number, bus_port in enumerate(self._bus_ports):
+        self._bus_ports: list[int] = []
+        for number in range(len(self._SLOTS) + spare):
             folder = data_dir / str(number)
             folder.mkdir()
-            cluster = ("--cluster-enabled", "yes", "--cluster-port", str(bus_port), "--cluster-node-timeout", "2000")
-            self._nodes.append(ValkeyServer(folder, *cluster))
+            self._bus_ports.append(free_port())
+            cluster = ("--cluster-enabled", "yes", "--cluster-port", str(self._bus_ports[-1]))
+            quick = ("--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")
+            self._nodes.append(ValkeyServer(folder, *cluster, *quick))
+        self._owner = self._nodes[len(self._SLOTS) - 1]
         self.url = f"redis+cluster://127.0.0.1:{self._nodes[0].port}"
 
     def start(self) -> Self:
         """Start the nodes, join them, and wait until every one of them knows all the slots."""
         for number, node in enumerate(self._nodes):
-            with redis.Redis(port=node.start().port) as client:
-                client.execute_command("CLUSTER", "ADDSLOTSRANGE", *self._SLOTS[number])
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-                met = ("127.0.0.1", self._nodes[0].port, self._bus_ports[0])
-                client.execute_command("CLUSTER", "MEET", *met)
-        deadline = time.monotonic() + _START_SECONDS
+            self._ask(node.start(), "SET-CONFIG-EPOCH", number + 1)
+            if number < len(self._SLOTS):
+                self._ask(node, "ADDSLOTSRANGE", *self._SLOTS[number])
+            self._ask(node, "MEET", "127.0.0.1", self._nodes[0].port, self._bus_ports[0])
+        ready = {"cluster_state": "ok", "cluster_known_nodes": str(len(self._nodes))}
         for node in self._nodes:
-            with redis.Redis(port=node.port, decode_responses=True) as client:
-                while not {"cluster_state": "ok", "cluster_known_nodes": "3"}.items() <= client.cluster("INFO").items():
-                    assert time.monotonic() < deadline, f"the cluster does not form: {client.cluster('INFO')}"
-                    time.sleep(0.02)
+            self._wait(lambda node=node: ready.items() <= self._ask(node, "INFO").items())  # type: ignore[misc]
+        if len(self._nodes) > len(self._SLOTS):
+            owner = self._ask(self._owner, "MYID")
+            self._ask(self._nodes[-1], "REPLICATE", owner)
+            self._wait(lambda: "master_link_status:up" in self._info(self._nodes[-1]))
         return self
+
+    def kill_owner(self) -> None:
+        """End the node that has our slot."""
+        self._owner.kill()
+
+    def await_failover(self) -> None:
+        """Wait until the spare has taken over and the others agree."""
+        self._wait(lambda: "role:master" in self._info(self._nodes[-1]))
+        for node in self._nodes:
+            if node is not self._owner:
+                self._wait(lambda node=node: self._ask(node, "INFO")["cluster_state"] == "ok")  # type: ignore[misc]
 
     def kill(self) -> None:
         """End all the nodes at once."""
         for node in self._nodes:
             node.kill()
+
+    @staticmethod
+    def _ask(node: ValkeyServer, command: str, *args: str | int) -> Any:
+        with redis.Redis(port=node.port, decode_responses=True) as client:
+            return client.execute_command(f"CLUSTER {command}", *args)
+
+    @staticmethod
+    def _info(node: ValkeyServer) -> str:
+        with redis.Redis(port=node.port) as client:
+            client.set_response_callback("INFO", lambda answer: answer.decode())
+            return str(client.info("replication"))
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, "the cluster does not come to that"
+            time.sleep(0.02)
 
 
 class TemporalServer(_Server):
