@@ -5,6 +5,7 @@ from temporalio import activity
 
 from domain import capacity
 from domain.capacity import CapacityPlan, Situation
+from domain.incident import span
 from domain.messages import AssessOverride, CaughtUp, DiagnoseThrottle, GuardRelease, PlanThrottle
 from domain.override import Assessment, assess, has_caught_up
 from domain.runbooks import throttle
@@ -37,7 +38,13 @@ class DecisionActivities:
 
     @activity.defn
     async def assess_override(self, request: AssessOverride) -> Assessment:
-        """What an override would do, and whether an approver must agree. Invalid: the knob does not take the value."""
+        """What an override would do, and whether an approver must agree.
+
+        Raises:
+            ValueError: the knob does not take the value, or the duration is longer than allowed.
+        """
+        if request.ends_at - request.now > request.longest:
+            raise ValueError(f"duration: at most {span(request.longest)} is allowed")
         return assess(
             request.knob,
             request.value,

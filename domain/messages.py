@@ -276,6 +276,8 @@ class AssessOverride(Message):
     pin: bool
     now: AwareDatetime
     ends_at: AwareDatetime
+    longest: timedelta
+    """A longer one is refused."""
     leases: list[Lease]
     load: LoadSnapshot | None
     policy: Policy

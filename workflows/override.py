@@ -111,6 +111,12 @@ class OverrideWorkflow(OnRecord):
         assert self._snapshot is not None
         return self._snapshot.policy.overrides
 
+    @property
+    def _longest(self) -> timedelta:
+        """From now until the end, or the review."""
+        standing = self.record.kind is OverrideKind.STANDING
+        return self._policy.max_review if standing else self._policy.max_duration
+
     # ------------------------------------------------------------ the run
 
     @workflow.run
@@ -273,6 +279,7 @@ class OverrideWorkflow(OnRecord):
                 pin=record.kind is OverrideKind.PIN,
                 now=now,
                 ends_at=now + record.duration,
+                longest=self._longest,
                 leases=[lease for state in states.knobs for lease in state.leases],
                 load=load,
                 policy=policy,
@@ -497,8 +504,7 @@ class OverrideWorkflow(OnRecord):
                 EXTEND, request, Role.APPROVER if approved else needed, asked_by_too=not approved
             ):
                 return result
-            now, policy = workflow.now(), self._policy
-            most = policy.max_review if record.ends_at is None else policy.max_duration
+            now, most = workflow.now(), self._longest
             before = record.until
             assert before is not None
             until = max(before, now) + request.by

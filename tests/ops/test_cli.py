@@ -251,8 +251,8 @@ async def wait_listed(service: OpsService, key: str) -> None:
 async def test_without_a_worker(
     stack: Stack, client: Client, service: OpsService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.service.QUERY_TIMEOUT", timedelta(seconds=1))
-    monkeypatch.setattr("ops.service.UPDATE_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr("ops.asking.QUERY_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr("ops.asking.UPDATE_TIMEOUT", timedelta(seconds=1))
     key = "bedrock-throttle:alone"
     await start(client, key)
     with pytest.raises(OpsError, match="No worker answers") as caught:

@@ -348,6 +348,8 @@ async def test_the_same_id_never_holds_twice_and_a_value_the_knob_does_not_take_
     assert (again.outcome, again.record.end) == ("not-possible", OverrideEnd.RELEASED)
     refused = await stack.set(TTL, 0)
     assert (refused.outcome, "from 1 to 3600" in refused.message) == ("not-possible", True)
+    endless = await stack.set(TTL, 120, timedelta(days=365))
+    assert (endless.outcome, "at most 24 h" in endless.message) == ("not-possible", True)
     assert stack.ledger.leases().leases == ()
 
 

@@ -1,0 +1,328 @@
+"""Asking the workflows that people decide on: who asks, what is asked, and what every failure means.
+
+Everything raises `OpsError` and nothing else that is expected: what is wrong, what to do next, and an exit code.
+Errors of Temporal are told apart by their status, never by their text.
+"""
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from enum import IntEnum
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from domain.incident import IncidentRecord
+from domain.messages import INCIDENT_WORKFLOW, OVERRIDE_WORKFLOW, RECORD, PersonRequest, UpdateResult, incident_id
+from domain.override import OverrideRecord
+from domain.people import Roster
+from workers.settings import Settings
+
+M = TypeVar("M", bound=BaseModel)
+
+# Technical: how long a person is kept waiting before an error says what is away.
+RPC_TIMEOUT = timedelta(seconds=5)
+QUERY_TIMEOUT = timedelta(seconds=5)
+LIST_QUERY_TIMEOUT = timedelta(seconds=2)
+UPDATE_TIMEOUT = timedelta(seconds=20)
+
+_DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,4})m)?", re.ASCII)
+_NO_WORKER_STATUSES = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION)
+
+
+class ExitCode(IntEnum):
+    """How a command ends; documented in docs/cli.md."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    DENIED = 4
+    NOT_POSSIBLE = 5
+    UNREACHABLE = 6
+
+
+EXIT_CODES_OF_OUTCOMES: dict[str, ExitCode] = {
+    "accepted": ExitCode.OK,
+    "already-done": ExitCode.OK,
+    "denied": ExitCode.DENIED,
+    "not-possible": ExitCode.NOT_POSSIBLE,
+}
+"""For `UpdateResult.outcome`."""
+
+
+class OpsError(Exception):
+    """What is wrong, what to do next, and how a command ends."""
+
+    def __init__(self, message: str, next_step: str, exit_code: ExitCode) -> None:
+        self.message = message
+        self.next_step = next_step
+        self.exit_code = exit_code
+        super().__init__(f"{message} {next_step}")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What people decide on."""
+
+    word: str
+    """As people and the command line call it."""
+    workflow: str
+    prefix: str
+    """Of its workflow ids."""
+    record: type[IncidentRecord] | type[OverrideRecord]
+
+    def name(self, workflow_id: str) -> str:
+        """As people type it."""
+        return workflow_id if self.word == "override" else workflow_id.removeprefix(self.prefix)
+
+
+INCIDENT = Thing("incident", INCIDENT_WORKFLOW, incident_id(""), IncidentRecord)
+OVERRIDE = Thing("override", OVERRIDE_WORKFLOW, "override-", OverrideRecord)
+
+
+def parse_duration(text: str) -> timedelta:
+    """`45m`, `2h` or `1h30m` as a duration.
+
+    Raises:
+        OpsError: anything else, or nothing.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    hours, minutes = (int(group or 0) for group in match.groups()) if match else (0, 0)
+    if not hours and not minutes:
+        raise OpsError(
+            f"{text!r} is no duration.", "Give hours and minutes like 45m, 2h or 1h30m, more than 0.", ExitCode.USAGE
+        )
+    return timedelta(hours=hours, minutes=minutes)
+
+
+def parse_incident(text: str) -> str:
+    """The workflow id for an incident's key or id.
+
+    Raises:
+        OpsError: it can be neither.
+    """
+    if not re.fullmatch(r"[!-~]{1,200}", text):
+        raise OpsError(
+            f"{text[:80]!r} is no incident.",
+            "Give a key like bedrock-throttle:sonnet; `runbooks incident list` shows those there are.",
+            ExitCode.USAGE,
+        )
+    return text if text.startswith(incident_id("")) else incident_id(text)
+
+
+class Asking:
+    """One Temporal namespace, and how it is asked."""
+
+    def __init__(self, client: Client, settings: Settings, once: str | None = None) -> None:
+        self._client = client
+        self._settings = settings
+        self._once = once
+
+    async def check(self) -> None:
+        """Raises OpsError: Temporal does not answer."""
+        async with self._errors():
+            await self._client.service_client.check_health(timeout=RPC_TIMEOUT)
+
+    # ------------------------------------------------------------------ who asks
+
+    def _request(self, kind: type[M], token: str | None, why: str, **more: object) -> M:
+        """Who comes from the verified token, and from nowhere else."""
+        who = self._subject(token)
+        try:
+            return kind.model_validate({"who": who, "why": why.strip(), **more})
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            said = "from 1 to 1000 characters are allowed" if field == "why" else error.errors()[0]["msg"]
+            raise OpsError(
+                f"{field}: {said}.", "Say in a few words why; it stays in the record.", ExitCode.USAGE
+            ) from None
+
+    def _subject(self, token: str | None) -> str:
+        from workers.tokens import TokenRefused, identify
+
+        how = "Pass --token-file, or set RUNBOOKS_TOKEN_FILE or RUNBOOKS_TOKEN; `runbooks dev` prints a token file."
+        if not token or not token.strip():
+            raise OpsError("Who are you? There is no token.", how, ExitCode.DENIED)
+        try:
+            return identify(token, self._settings.token_key_file, self._roster)
+        except TokenRefused as error:
+            raise OpsError(f"Token refused: {error}.", how, ExitCode.DENIED) from None
+
+    def _roster(self) -> Roster:
+        from activities.settings import ConfigurationError, load_yaml
+
+        try:
+            return load_yaml(Roster, self._settings.roster_file)
+        except ConfigurationError as error:
+            raise OpsError(str(error), "Mend the roster file.", ExitCode.USAGE) from None
+
+    # ------------------------------------------------------------------ asking
+
+    async def _update(
+        self, thing: Thing, handle: WorkflowHandle[object, object], name: str, request: PersonRequest
+    ) -> UpdateResult:
+        """Ask for something; the answer may be a denial.
+
+        Raises:
+            OpsError: there is no such thing, it is over, it refuses the request as malformed or stale, or nobody
+                answers.
+        """
+        try:
+            async with self._answers(thing, thing.name(handle.id)):
+                result: UpdateResult = await handle.execute_update(
+                    name,
+                    request,
+                    result_type=UpdateResult,
+                    id=self._once or str(uuid.uuid4()),
+                    rpc_timeout=UPDATE_TIMEOUT,
+                )
+                return result
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+        raise await self._over(thing, handle)
+
+    @asynccontextmanager
+    async def _answers(self, thing: Thing, name: str) -> AsyncIterator[None]:
+        """Maps what may come instead of an update's answer."""
+        show = f"`runbooks {thing.word} show {name}`"
+        try:
+            async with self._errors(), asyncio.timeout(UPDATE_TIMEOUT.total_seconds()):
+                yield
+        except WorkflowUpdateFailedError as error:
+            reason = getattr(error.cause, "message", None) or str(error.cause)
+            raise OpsError(
+                f"The {thing.word} refused: {reason}", f"{show} says what it waits for.", ExitCode.NOT_POSSIBLE
+            ) from None
+        except (WorkflowUpdateRPCTimeoutOrCancelledError, TimeoutError):
+            raise OpsError(
+                f"No worker answered within {UPDATE_TIMEOUT.total_seconds():g} s; the request may still be carried "
+                "out when one comes back.",
+                f"See that a worker runs (`runbooks dev` starts one), then {show}.",
+                ExitCode.UNREACHABLE,
+            ) from None
+
+    async def _over(self, thing: Thing, handle: WorkflowHandle[object, object]) -> OpsError:
+        """Why an update found no open workflow: it is over (how and when), or never was."""
+        described = await self._describe(thing, handle)
+        how = ended(described.status)
+        if how is None:
+            return OpsError(
+                f"The {thing.word} changed at this very moment.", "Give the command again.", ExitCode.NOT_POSSIBLE
+            )
+        try:
+            outcome = (await self._query(handle, RECORD, thing.record)).outcome
+        except OpsError:
+            outcome = ""
+        at = described.close_time.astimezone().isoformat(" ", "seconds") if described.close_time else "some time ago"
+        return OpsError(
+            f"The {thing.word} is over ({how} at {at})." + (f" {outcome}" if outcome else ""),
+            f"There is nothing left to decide; `runbooks {thing.word} show` has the record.",
+            ExitCode.NOT_POSSIBLE,
+        )
+
+    async def _describe(self, thing: Thing, handle: WorkflowHandle[object, object]) -> WorkflowExecutionDescription:
+        try:
+            async with self._errors():
+                return await handle.describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status not in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                raise
+        raise await self._not_found(thing, handle)
+
+    async def _not_found(self, thing: Thing, handle: WorkflowHandle[object, object]) -> OpsError:
+        name = thing.name(handle.id)
+        since = (datetime.now().astimezone() - timedelta(days=7)).isoformat()
+        lately = f"(ExecutionStatus = 'Running' OR CloseTime > '{since}')"
+        try:
+            async with self._errors():
+                query = f"WorkflowType = '{thing.workflow}' AND {lately}"
+                found = self._client.list_workflows(query, limit=200, rpc_timeout=RPC_TIMEOUT)
+                known = list(dict.fromkeys([thing.name(execution.id) async for execution in found]))
+        except RPCError:
+            return OpsError(
+                f"Temporal has no namespace {self._settings.temporal_namespace!r}.",
+                "Set RUNBOOKS_TEMPORAL_NAMESPACE.",
+                ExitCode.NOT_FOUND,
+            )
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        which = f" with run {handle.run_id}" if handle.run_id else ""
+        return OpsError(
+            f"There is no {thing.word} {name!r}{which}.",
+            (f"Did you mean {' or '.join(near)}? " if near and name not in near else "")
+            + f"`runbooks {thing.word} list` shows those there are.",
+            ExitCode.NOT_FOUND,
+        )
+
+    async def _query(
+        self, handle: WorkflowHandle[object, object], name: str, kind: type[M], timeout: timedelta | None = None
+    ) -> M:
+        """Raises OpsError when no worker answers; RPCError with NOT_FOUND when there is no such workflow."""
+        timeout = timeout or QUERY_TIMEOUT
+        try:
+            async with self._errors():
+                answer: M = await handle.query(name, result_type=kind, rpc_timeout=timeout)
+                return answer
+        except WorkflowQueryFailedError as error:
+            raise OpsError(
+                f"{handle.id} could not answer: {error}",
+                "It may have just started: try again. Otherwise see its workflow in the Temporal UI: "
+                f"{self._settings.temporal_ui_url}",
+                ExitCode.NOT_POSSIBLE,
+            ) from None
+        except RPCError as error:
+            if error.status not in _NO_WORKER_STATUSES:
+                raise
+            raise OpsError(
+                f"No worker answers for {handle.id} (waited {timeout.total_seconds():g} s).",
+                "See that a runbook worker runs on task queue "
+                f"{self._settings.task_queue!r} (`runbooks dev` starts one).",
+                ExitCode.UNREACHABLE,
+            ) from None
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        """Maps what is wrong with Temporal itself; everything else passes."""
+        try:
+            yield
+        except RPCError as error:
+            if error.status is RPCStatusCode.UNAVAILABLE:
+                raise unreachable(self._settings) from None
+            if error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
+                raise OpsError(
+                    f"Temporal at {self._settings.temporal_address} refuses us: {error.message}",
+                    f"Ask for access to namespace {self._settings.temporal_namespace!r}.",
+                    ExitCode.DENIED,
+                ) from None
+            raise
+
+
+def unreachable(settings: Settings) -> OpsError:
+    """Temporal does not answer."""
+    return OpsError(
+        f"Temporal at {settings.temporal_address} does not answer.",
+        "Start a stack with `runbooks dev`, or set RUNBOOKS_TEMPORAL_ADDRESS to the address of yours.",
+        ExitCode.UNREACHABLE,
+    )
+
+
+def ended(status: WorkflowExecutionStatus | None) -> str | None:
+    if status is None or status is WorkflowExecutionStatus.RUNNING:
+        return None
+    return status.name.lower().replace("_", " ")
