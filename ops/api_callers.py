@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
+from pydantic import WithJsonSchema
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
@@ -172,11 +173,19 @@ class Guarded(APIRoute):
             headers.append((b"content-type", b"application/json"))
             request = Request({**request.scope, "headers": headers}, request.receive)
             request.state.caller = await request.app.state.callers.admit(request)
+            _refuse_unknown(request, {field.alias for field in self.dependant.query_params})
             if self.body_field:
                 request = await _with_json(request)
             return await handle(request)
 
         return guarded
+
+
+def _refuse_unknown(request: Request, known: set[str]) -> None:
+    if unknown := [name for name in request.query_params if name not in known]:
+        allowed = ", ".join(sorted(known)) or "nothing"
+        found = [FieldProblem(field="query", value=shown(name), allowed=allowed) for name in unknown]
+        raise ProblemError(422, f"query: {shown(unknown[0])} is not allowed; allowed is {allowed}.", errors=found)
 
 
 async def _with_json(request: Request) -> Request:
@@ -218,11 +227,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
+_KEY = r"^[!-~]{1,200}$"
 IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        pattern=r"^[!-~]{1,200}$",
+        pattern=_KEY,
         description="The same key with the same request gives the same answer and is carried out once.",
     ),
+    WithJsonSchema({"type": "string", "pattern": _KEY}),
 ]

@@ -138,7 +138,8 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ConfigurationError)
     async def misconfigured(request: Request, error: ConfigurationError) -> JSONResponse:
         _log.error("configuration cannot be used", error=str(error))
-        problem = ProblemError(503, "The policy, the roster or the key of tokens cannot be read.", "Mend the file that the log names.")
+        said = "The policy, the roster or the key of tokens cannot be read."
+        problem = ProblemError(503, said, "Mend the file that the log names.")
         return _answer(request.scope, problem)
 
 

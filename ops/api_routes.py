@@ -1,33 +1,50 @@
 """The operations of the ops API: the runbooks' own calls, knobs, overrides and incidents."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel
 
 from activities.settings import load_policy
 from dataplane.ledger import Ledger
-from domain.incident import LeverName
-from domain.knob_spec import Whole
+from domain.incident import span
 from domain.knobs import AuditEntry, KnobName
 from domain.messages import UpdateResult
+from domain.override import OverrideKind
 from domain.policy import Policy
+from ops.api_bodies import (
+    AnyKnob,
+    BatchWindow,
+    CacheTtl,
+    Decision,
+    ExtendBody,
+    HandOverBody,
+    Held,
+    KeepBody,
+    LaterBody,
+    ModelRouting,
+    PreviewBody,
+    ReleaseBody,
+    Span,
+    TakeOverBody,
+    Timed,
+)
 from ops.api_callers import Caller, Callers, Guarded, IdempotencyKey, derived_id
 from ops.api_problems import FieldProblem, ProblemError, documented, shown
 from ops.knobs import KnobView, knob_history, knobs_now
-from ops.service import Incident, IncidentRow, OpsError, OpsService, parse_duration
+from ops.overrides import Override, OverrideRow, Preview
+from ops.service import ExitCode, Incident, IncidentRow, OpsError, OpsService
 from workers.settings import Settings
 
 MAX_HISTORY = 1000
-MAX_REASON_CHARS, MAX_WHY_CHARS = 500, 1000
 
 READ = documented(400, 401, 403, 422, 429, 500, 503)
 READ_ONE = READ | documented(404)
 CHANGE = documented(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503)
-
 _STATUS_OF_REFUSALS = {
     "denied": (403, "Ask somebody who may."),
     "not-possible": (409, "See how it stands now."),
@@ -37,54 +54,13 @@ R = TypeVar("R", bound=UpdateResult)
 router = APIRouter(route_class=Guarded)
 
 
-def _parse_span(value: object) -> timedelta:
-    try:
-        return parse_duration(value if isinstance(value, str) else "")
-    except OpsError:
-        raise ValueError("hours and minutes like 45m, 2h or 1h30m, more than 0") from None
-
-
-_SPAN = {"type": "string", "pattern": "^(?=[0-9hm]*[1-9])([0-9]{1,4}h)?([0-9]{1,4}m)?$", "examples": ["45m", "1h30m"]}
-Span = Annotated[timedelta, PlainValidator(_parse_span), WithJsonSchema(_SPAN)]
-"""A duration in business time."""
-
-
-def _takes(knob: KnobName) -> PlainValidator:
-    """Says what is allowed as the knob's declaration does."""
-    spec = knob.spec
-
-    def check(value: object) -> object:
-        if not spec.kind.takes(value, {}):
-            raise ValueError(spec.kind.allowed(spec.unit, {}))
-        return value
-
-    return PlainValidator(check)
-
-
-def _bounds(knob: KnobName) -> WithJsonSchema:
-    kind = knob.spec.kind
-    assert isinstance(kind, Whole)
-    return WithJsonSchema({"type": "integer", "minimum": kind.minimum, "maximum": kind.maximum})
-
-
-def _words(most: int) -> PlainValidator:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or not 1 <= len(value) <= most or not value.strip():
-            raise ValueError(f"a text of 1 to {most} characters that is not blank")
-        return value.strip()
-
-    return PlainValidator(
-        check, json_schema_input_type=Annotated[str, Field(min_length=1, max_length=most, pattern=r"\S")]
-    )
-
-
-TtlSeconds = Annotated[int, _takes(KnobName.CACHE_TTL_SECONDS), _bounds(KnobName.CACHE_TTL_SECONDS)]
-WindowMs = Annotated[int, _takes(KnobName.BATCH_WINDOW_MS), _bounds(KnobName.BATCH_WINDOW_MS)]
-Reason = Annotated[str, _words(MAX_REASON_CHARS)]
-Why = Annotated[str, _words(MAX_WHY_CHARS)]
 Name = Annotated[str, Path(max_length=100, json_schema_extra={"enum": [*KnobName]}, description="The knob's name.")]
-OverrideId = Annotated[str, Path(max_length=200, description="As the answer to the change names it.")]
-IncidentKey = Annotated[str, Path(max_length=200, description="Key or id, e.g. `bedrock-throttle:sonnet`.")]
+OverrideId = Annotated[
+    str, Path(pattern=r"^override-[A-Za-z0-9_-]{1,190}$", description="As the answer to the change names it.")
+]
+IncidentKey = Annotated[
+    str, Path(pattern=r"^[!-.0-~]{1,200}$", description="Key or id, e.g. `bedrock-throttle:sonnet`.")
+]
 
 
 class Backends:
@@ -127,73 +103,94 @@ class Change:
             ProblemError: 403 denied, which is on record; 409 not possible; 422 the idempotency key is another's.
             OpsError: as `action`.
         """
-        service = await _service(self._request)
-        if self._key is not None:
-            callers: Callers = self._request.app.state.callers
-            asked = f"{self._request.method} {self._request.url.path} {body.model_dump_json()}"
-            await callers.remember(self._caller, self._key, asked)
-            service = service.once(derived_id(self._caller, self._key))
-        result = await action(service, self._caller.token)
-        if result.outcome in _STATUS_OF_REFUSALS:
-            status, next_step = _STATUS_OF_REFUSALS[result.outcome]
-            raise ProblemError(status, f"{result.message.rstrip('.')}.", next_step)
+        result = await action(await self._service_for(body), self._caller.token)
+        _refuse(result)
         return result
+
+    async def hold(
+        self, response: Response, knob: str, value: object, body: Timed, *fields: str, pin: bool = False
+    ) -> Held:
+        """Hold `knob` at `value`, which `fields` of the body gave. Raises as `decide`."""
+        service = await self._service_for(body)
+        kind = OverrideKind.PIN if pin else OverrideKind.TIMED
+        with _naming(fields, value, body.duration):
+            answer = await service.set_override(self._caller.token, knob, value, body.reason, body.duration, kind)
+        record = answer.record
+        done = record.in_force_since is not None
+        if not done:
+            _refuse(answer)
+        response.status_code = 201 if done else 202
+        response.headers["Location"] = f"/overrides/{record.override_id}"
+        return Held(
+            outcome="already-done" if answer.outcome == "not-possible" else "accepted",
+            message=answer.message,
+            lease=record.lease,
+            ends_at=record.ends_at,
+            effective=record.effective,
+            workflow=service.url(record.override_id),
+            override=record,
+        )
+
+    async def _service_for(self, body: BaseModel) -> OpsService:
+        service = await _service(self._request)
+        if self._key is None:
+            return service
+        callers: Callers = self._request.app.state.callers
+        asked = f"{self._request.method} {self._request.url.path} {body.model_dump_json()}"
+        await callers.remember(self._caller, self._key, asked)
+        return service.once(derived_id(self._caller, self._key))
+
+
+def _refuse(result: UpdateResult) -> None:
+    if result.outcome in _STATUS_OF_REFUSALS:
+        status, next_step = _STATUS_OF_REFUSALS[result.outcome]
+        raise ProblemError(status, f"{result.message.rstrip('.')}.", next_step)
+
+
+@contextmanager
+def _naming(fields: Sequence[str], value: object, duration: timedelta | None) -> Iterator[None]:
+    """What the service finds wrong with what was asked, with the fields that asked it."""
+    try:
+        yield
+    except OpsError as error:
+        if error.exit_code is not ExitCode.USAGE:
+            raise
+        if error.message.startswith("duration:") and duration is not None:
+            fields, value = ("duration",), span(duration)
+        _, _, allowed = error.message.partition("; ")
+        found = FieldProblem(field=", ".join(fields), value=shown(value), allowed=allowed or error.message)
+        raise ProblemError(422, error.message, error.next_step, errors=[found]) from None
 
 
 ChangeOf = Annotated[Change, Depends()]
 
 
-class Body(BaseModel):
-    """What is sent: names that are not known are refused, so that a typo is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Timed(Body):
-    """What every change of a knob says."""
-
-    reason: Reason
-    duration: Span | None = None
-    """How long, in business time; without one as long as the policy's default, never endless."""
+HOLDS: dict[str, Any] = {
+    "status_code": 201,
+    "responses": CHANGE | {202: {"model": Held, "description": "It waits: for an approver, or for Redis."}},
+}
 
 
-class CacheTtl(Timed):
-    """Runbook 1: serve answers from the cache for longer."""
-
-    ttl_seconds: TtlSeconds
+# ---------------------------------------------------------------- the runbooks' own calls
 
 
-class ModelRouting(Timed):
-    """Runbook 1: let a model answer some intents."""
-
-    intents: Annotated[list[str], Field(min_length=1, max_length=100)]
-    model: str
-
-
-class BatchWindow(Timed):
-    """Runbook 3: how long the batcher waits for a batch to fill."""
-
-    batch_window_ms: WindowMs
+@router.post("/cache/ttl", **HOLDS, tags=["runbooks"])
+async def set_cache_ttl(change: ChangeOf, response: Response, body: CacheTtl) -> Held:
+    """Runbook 1: hold the cache TTL at a value, for a time."""
+    return await change.hold(response, KnobName.CACHE_TTL_SECONDS, body.ttl_seconds, body, "ttl_seconds")
 
 
-class Decision(Body):
-    """Why somebody decides; it stays in the record."""
-
-    why: Why
-
-
-class ExtendBody(Decision):
-    """How much longer an incident's levers are held."""
-
-    by: Span
-    lever: LeverName | None = None
-    """None: all that are held."""
+@router.post("/model-routing/override", **HOLDS, tags=["runbooks"])
+async def override_model_routing(change: ChangeOf, response: Response, body: ModelRouting) -> Held:
+    """Runbook 1: let a model answer some intents, for a time."""
+    value = dict.fromkeys(body.intents, body.model)
+    return await change.hold(response, KnobName.MODEL_ROUTING, value, body, "intents", "model")
 
 
-class ReleaseBody(Decision):
-    """Which of an incident's levers is released."""
-
-    lever: LeverName
+@router.post("/config/batch-window", **HOLDS, tags=["runbooks"])
+async def set_batch_window(change: ChangeOf, response: Response, body: BatchWindow) -> Held:
+    """Runbook 3: hold the batch window at a value, for a time."""
+    return await change.hold(response, KnobName.BATCH_WINDOW_MS, body.batch_window_ms, body, "batch_window_ms")
 
 
 # ---------------------------------------------------------------- knobs
@@ -235,6 +232,71 @@ def _knob(name: str) -> KnobName:
             f"There is no knob {shown(name)}; there are {allowed}.",
             errors=[FieldProblem(field="path name", value=shown(name), allowed=allowed)],
         ) from None
+
+
+# ---------------------------------------------------------------- overrides
+
+
+@router.get("/overrides", responses=READ, tags=["overrides"])
+async def list_overrides(
+    request: Request,
+    closed_within: Annotated[Span, Query(description="Also those closed so recently.")] = timedelta(days=1),
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> list[OverrideRow]:
+    """Open overrides, the first to end first, and recently closed ones."""
+    return await (await _service(request)).list_overrides(closed_within, limit)
+
+
+@router.post("/overrides", **HOLDS, tags=["overrides"])
+async def set_override(change: ChangeOf, response: Response, body: AnyKnob) -> Held:
+    """Hold any knob at a value for a time, or pin it there."""
+    return await change.hold(response, body.knob, body.value, body, "value", pin=body.pin)
+
+
+@router.post("/overrides/preview", responses=CHANGE, tags=["overrides"])
+async def preview_override(request: Request, body: PreviewBody) -> Preview:
+    """What it would do: other leases, the values in force until when, the impact. Changes nothing."""
+    kind = OverrideKind.PIN if body.pin else OverrideKind.TIMED
+    with _naming(("value",), body.value, body.duration):
+        return await (await _service(request)).preview_override(body.knob, body.value, body.duration, kind)
+
+
+@router.get("/overrides/{override}", responses=READ_ONE, tags=["overrides"])
+async def show_override(request: Request, override: OverrideId) -> Override:
+    """One override: what it holds, for whom, until when, and all that happened to it."""
+    return await (await _service(request)).get_override(override)
+
+
+@router.post("/overrides/{override}/extend", responses=CHANGE, tags=["overrides"])
+async def extend_override(change: ChangeOf, override: OverrideId, body: LaterBody) -> UpdateResult:
+    """Move its end, or its review date, later."""
+    return await change.decide(lambda service, token: service.extend_override(override, token, body.why, body.by), body)
+
+
+@router.post("/overrides/{override}/release", responses=CHANGE, tags=["overrides"])
+async def release_override(change: ChangeOf, override: OverrideId, body: Decision) -> UpdateResult:
+    """Give the knob back now, or withdraw what waits for an approval."""
+    return await change.decide(lambda service, token: service.release_override(override, token, body.why), body)
+
+
+@router.post("/overrides/{override}/hand-over", responses=CHANGE, tags=["overrides"])
+async def hand_over_override(change: ChangeOf, override: OverrideId, body: HandOverBody) -> UpdateResult:
+    """Give it to another owner."""
+    return await change.decide(
+        lambda service, token: service.hand_over_override(override, token, body.why, body.to), body
+    )
+
+
+@router.post("/overrides/{override}/approve", responses=CHANGE, tags=["overrides"])
+async def approve_override(change: ChangeOf, override: OverrideId, body: Decision) -> UpdateResult:
+    """Agree to it; whoever asked for it cannot."""
+    return await change.decide(lambda service, token: service.approve_override(override, token, body.why), body)
+
+
+@router.post("/overrides/{override}/deny", responses=CHANGE, tags=["overrides"])
+async def deny_override(change: ChangeOf, override: OverrideId, body: Decision) -> UpdateResult:
+    """Say no to it."""
+    return await change.decide(lambda service, token: service.deny_override(override, token, body.why), body)
 
 
 # ---------------------------------------------------------------- incidents
@@ -294,3 +356,19 @@ async def abort_incident(change: ChangeOf, incident: IncidentKey, body: Decision
 async def acknowledge_incident(change: ChangeOf, incident: IncidentKey, body: Decision) -> UpdateResult:
     """Say that somebody looks at it."""
     return await change.decide(lambda service, token: service.acknowledge(incident, token, body.why), body)
+
+
+@router.post("/incidents/{incident}/keep", responses=CHANGE, tags=["incidents"])
+async def keep_lever(change: ChangeOf, incident: IncidentKey, body: KeepBody) -> UpdateResult:
+    """Turn one lever into a standing override of the caller, with a review date."""
+    return await change.decide(
+        lambda service, token: service.keep_lever(incident, token, body.why, body.lever, body.review_in), body
+    )
+
+
+@router.post("/incidents/{incident}/take-over", responses=CHANGE, tags=["incidents"])
+async def take_over_incident(change: ChangeOf, incident: IncidentKey, body: TakeOverBody) -> UpdateResult:
+    """Stop the automation; the levers stay with a person until a stated end."""
+    return await change.decide(
+        lambda service, token: service.take_over(incident, token, body.why, body.duration, body.to), body
+    )
