@@ -233,9 +233,9 @@ class Ledger:
         return [_take_result(request, *entry) for request, entry in zip(requests, answer, strict=True)]
 
 
-def parse_view(answer: Any) -> LedgerView:
+def parse_view(answer: str) -> LedgerView:
     """What `READ` answered."""
-    epoch, version, now_ms, records, released = cast(tuple[str, str, str, list[list[str]], list[str]], answer)
+    epoch, version, now_ms, records, released = json.loads(answer)
     return LedgerView(
         leases=tuple(lease for entry in records if (lease := _parse_lease(*entry)) is not None),
         epoch=epoch or None,

@@ -164,7 +164,8 @@ return finish('')
 """
 )
 
-# ARGV: lease ids that the reader knows; the answer says which of them were released.
+# ARGV: lease ids that the reader knows; the answer says which of them were released. It is one JSON text,
+# which a client takes apart faster than nested answers; an empty list comes as an empty object.
 READ = Script("""
 local LEASES, EXPIRIES, RELEASED, VERSION, EPOCH = unpack(KEYS)
 local time = redis.call('TIME')
@@ -178,5 +179,5 @@ end
 for _, id in ipairs(ARGV) do
   if redis.call('ZSCORE', RELEASED, id) then released[#released + 1] = id end
 end
-return {redis.call('GET', EPOCH) or '', redis.call('GET', VERSION) or '0', now, leases, released}
+return cjson.encode({redis.call('GET', EPOCH) or '', redis.call('GET', VERSION) or '0', now, leases, released})
 """)
