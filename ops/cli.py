@@ -30,10 +30,10 @@ EXIT_CODES = """Exit codes:
 0    done
 1    unexpected, or a stack that failed
 2    wrong usage
-3    no such incident
+3    no such incident or override
 4    denied: no token or a wrong one, or not your role
-5    not possible: the incident is over, or refuses
-6    Temporal or its worker does not answer
+5    not possible: it is over, or refuses
+6    Temporal, its worker or Redis does not answer
 130  interrupted"""
 
 
@@ -48,6 +48,12 @@ incident = typer.Typer(
     no_args_is_help=True, help="Look at incidents, and decide: list, show, approve and more.", epilog=EXIT_CODES
 )
 app.add_typer(incident, name="incident")
+override = typer.Typer(
+    no_args_is_help=True,
+    help="Hold a knob at a value for a time, with a reason; it reverts by itself.",
+    epilog=EXIT_CODES,
+)
+app.add_typer(override, name="override")
 
 
 @app.callback()
@@ -81,6 +87,29 @@ Key = Annotated[str, typer.Argument(metavar="INCIDENT", help="Key or id, e.g. be
 Run = Annotated[str | None, typer.Option("--run", help="Run id of an earlier incident with that key.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else, errors included.")]
 Why = Annotated[str, typer.Option("--why", help="Why, in a few words; it stays in the record.")]
+For = Annotated[
+    timedelta,
+    typer.Option("--for", parser=_duration, metavar="DURATION", help="How long, in business time: 45m, 2h, 1h30m."),
+]
+ForOrDefault = Annotated[
+    timedelta | None,
+    typer.Option(
+        "--for",
+        parser=_duration,
+        metavar="DURATION",
+        help="How long, in business time: 45m, 2h, 1h30m. Default: the policy's; never endless.",
+    ),
+]
+Knob = Annotated[str, typer.Argument(metavar="KNOB", help="E.g. cache_ttl_seconds; a wrong name is told all of them.")]
+Value = Annotated[
+    str, typer.Argument(metavar="VALUE", help="E.g. 120, on, faq=haiku,greeting=haiku, or JSON; the knob says what.")
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in a few words; it stays in the record.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only show what it would do: bounds, other leases, values until when, impact."),
+]
+OverrideId = Annotated[str, typer.Argument(metavar="OVERRIDE", help="Id, e.g. override-cache_ttl_seconds-1a2b3c4d.")]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -287,6 +316,156 @@ def report(key: Key, run: Run = None, as_json: Json = False) -> None:
     _run(work, as_json)
 
 
+@incident.command()
+def keep(
+    key: Key,
+    lever: Annotated[str, typer.Argument(parser=_lever, metavar="LEVER", help="model_routing or cache_ttl_seconds.")],
+    why: Why,
+    review_in: Annotated[
+        timedelta | None,
+        typer.Option(parser=_duration, metavar="DURATION", help="When to look at it again; default: the policy's."),
+    ] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a lever into a standing override of yours: for when the configured baseline was the fault."""
+    _decide(lambda service, token: service.keep_lever(key, token, why, lever, review_in), token_file, as_json)
+
+
+@incident.command("take-over")
+def take_over(
+    key: Key,
+    why: Why,
+    lasts: For,
+    to: Annotated[str | None, typer.Option(help="Who gets the levers; default: you.")] = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stop the automation; the levers stay with a person until a stated end."""
+    _decide(lambda service, token: service.take_over(key, token, why, lasts, to), token_file, as_json)
+
+
+# ---------------------------------------------------------------- overrides
+
+
+@override.command("set")
+def set_(
+    knob: Knob,
+    value: Value,
+    reason: Reason,
+    lasts: ForOrDefault = None,
+    dry_run: DryRun = False,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a knob at a value; other leases of it merge with yours."""
+    _set(knob, value, reason, lasts, "timed", dry_run, token_file, as_json)
+
+
+@override.command()
+def pin(
+    knob: Knob,
+    value: Value,
+    reason: Reason,
+    lasts: ForOrDefault = None,
+    dry_run: DryRun = False,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a knob at a value whatever other leases ask for; needs an approver."""
+    _set(knob, value, reason, lasts, "pin", dry_run, token_file, as_json)
+
+
+@override.command("list")
+def list_overrides(
+    closed_within: Annotated[
+        timedelta,
+        typer.Option(parser=_duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
+    ] = timedelta(hours=24),
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Open overrides, the first to end first, and recently closed ones."""
+
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        rows = await service.list_overrides(closed_within, limit)
+        if as_json:
+            _print_json([row.model_dump(mode="json") for row in rows])
+            return 0
+        from domain.incident import span
+        from ops.views import Times, console, override_table
+
+        if rows:
+            console().print(override_table(rows, Times(datetime.now(UTC), settings.clock)))
+        else:
+            console().print(f"No override is open, and none was closed within {span(closed_within)}.")
+        return 0
+
+    _run(work, as_json)
+
+
+@override.command("show")
+def show_override(override_id: OverrideId, as_json: Json = False) -> None:
+    """One override: what it holds for whom until when, what it does, what happened, what still holds the knob."""
+
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        found = await service.get_override(override_id)
+        if as_json:
+            _print_json(found.model_dump(mode="json"))
+            return 0
+        from ops.views import Times, console, override_view
+
+        console().print(override_view(found, Times(datetime.now(UTC), settings.clock)))
+        return 0
+
+    _run(work, as_json)
+
+
+@override.command("extend")
+def extend_override(
+    override_id: OverrideId,
+    why: Why,
+    by: Annotated[
+        timedelta,
+        typer.Option(parser=_duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
+    ],
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Move its end, or the review date of a standing one."""
+    _decide(lambda service, token: service.extend_override(override_id, token, why, by), token_file, as_json)
+
+
+@override.command("release")
+def release_override(override_id: OverrideId, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Give the knob back now, or withdraw what waits for an approval."""
+    _decide(lambda service, token: service.release_override(override_id, token, why), token_file, as_json)
+
+
+@override.command("hand-over")
+def hand_over(
+    override_id: OverrideId,
+    to: Annotated[str, typer.Argument(metavar="PERSON", help="As in the roster.")],
+    why: Why,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Give it to another owner."""
+    _decide(lambda service, token: service.hand_over_override(override_id, token, why, to), token_file, as_json)
+
+
+@override.command("approve")
+def approve_override(override_id: OverrideId, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Agree to an override that waits for it; whoever asked for it cannot."""
+    _decide(lambda service, token: service.approve_override(override_id, token, why), token_file, as_json)
+
+
+@override.command("deny")
+def deny_override(override_id: OverrideId, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """Say no to an override that waits for an approval."""
+    _decide(lambda service, token: service.deny_override(override_id, token, why), token_file, as_json)
+
+
 @app.command()
 def api(
     host: Annotated[
@@ -316,7 +495,7 @@ def main() -> NoReturn:
     it leaves without that, so that its exit code is its own.
     """
     try:
-        if sys.argv[1:2] != ["incident"]:
+        if sys.argv[1:2] not in (["incident"], ["override"]):
             _add_stack_commands()
         app()
         code = 0
@@ -337,7 +516,7 @@ def main() -> NoReturn:
 
 
 def _add_stack_commands() -> None:
-    """`dev` and `demo` bring all that a stack needs, which nobody should wait for who only looks at an incident."""
+    """`dev` and `demo` bring all that a stack needs, which nobody should wait for who only looks or decides."""
     from ops.demo import demo
     from ops.dev import dev
 
@@ -359,6 +538,41 @@ def _run(work: "Callable[[OpsService, Settings], Coroutine[Any, Any, int]]", as_
         _fail(error, as_json)
     if code:
         raise typer.Exit(code)
+
+
+def _set(
+    knob: str,
+    value: str,
+    reason: str,
+    lasts: timedelta | None,
+    kind: str,
+    dry_run: bool,
+    token_file: Path | None,
+    as_json: bool,
+) -> None:
+    async def look(service: "OpsService", settings: "Settings") -> int:
+        from domain.override import OverrideKind
+        from ops.overrides import parse_value
+
+        preview = await service.preview_override(knob, parse_value(value), lasts, OverrideKind(kind))
+        if as_json:
+            _print_json(preview.model_dump(mode="json"))
+            return 0
+        from ops.views import Times, console, preview_view
+
+        console().print(preview_view(preview, Times(datetime.now(UTC), settings.clock)))
+        return 0
+
+    async def act(service: "OpsService", token: str | None) -> "UpdateResult":
+        from domain.override import OverrideKind
+        from ops.overrides import parse_value
+
+        return await service.set_override(token, knob, parse_value(value), reason, lasts, OverrideKind(kind))
+
+    if dry_run:
+        _run(look, as_json)
+    else:
+        _decide(act, token_file, as_json)
 
 
 def _decide(

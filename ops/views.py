@@ -20,6 +20,8 @@ from domain.capacity import DemandKind
 from domain.clock import RehearsalClock
 from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry, span
 from domain.messages import CapacityState
+from domain.override import OverridePhase, shown
+from ops.overrides import Override, OverrideRow, Preview
 from ops.service import Incident, IncidentRow
 
 M = TypeVar("M", bound=BaseModel)
@@ -157,6 +159,85 @@ def incident_view(
     if record.report_path:
         parts.append(Text(f"\nReport: {record.report_path}"))
     return Group(*parts)
+
+
+def override_table(rows: Iterable[OverrideRow], times: Times) -> Table:
+    """A list of overrides."""
+    table = _table("override", "value", "owner", "until", "state", "why", whole=1)
+    for row in map(cleaned, rows):
+        record = row.record
+        until = times.both(row.until) if row.until and row.ended is None else "-"
+        over = f"{row.ended} {times.ago(row.closed_at)}" if row.closed_at else "no worker answers"
+        table.add_row(
+            Text(row.override_id, "bold"),
+            shown(record.value) if record else "",
+            record.owner if record else "",
+            until,
+            _override_state(record.phase) if record else Text(over),
+            record.outcome or record.reason if record else "",
+        )
+    return table
+
+
+def override_view(override: Override, times: Times) -> RenderableType:
+    """Everything about one override."""
+    record = cleaned(override.record)
+    lines = {
+        "why": f"{record.reason}, asked by {record.asked_by} {times.both(record.asked_at)}",
+        "owner": record.owner + (f", from {record.incident}" if record.incident else ""),
+        "approved": record.approved_by or "",
+        "ends": times.both(record.ends_at) if record.ends_at else "",
+        "reviewed": times.both(record.review_at) if record.review_at else "",
+        "in force": shown(record.effective) if record.in_force_since else "",
+        "waiting for": "" if override.ended else record.waiting_for,
+        "next": ""
+        if override.ended
+        else record.next_step + (f", {times.both(record.next_at)}" if record.next_at else ""),
+        "outcome": record.outcome,
+        "workflow": override.url,
+    }
+    title = Text.assemble(
+        _override_state(record.phase), f"  {record.kind}  ", (f"{record.knob} → {shown(record.value)}", "bold")
+    )
+    parts: list[RenderableType] = [title, _grid((name, text) for name, text in lines.items() if text)]
+    if override.ended not in (None, "completed"):
+        warning = f"Its workflow was {override.ended}: what it holds lapses by itself. Check the knob."
+        parts.append(Text(warning, "bold red"))
+    if record.assessment and record.assessment.impact:
+        parts += [Text("\nWhat it should do", "bold"), _grid(("-", x) for x in record.assessment.impact.lines)]
+    if record.still_held:
+        parts += [Text("\nStill held", "bold"), _grid(("-", line) for line in record.still_held)]
+    parts += [Text("\nWhat happened", "bold"), _grid(_timeline_cells(entry, times) for entry in record.timeline)]
+    return Group(*parts)
+
+
+def preview_view(preview: Preview, times: Times) -> RenderableType:
+    """What an override would do."""
+    found = preview.assessment
+    steps = [f"{times.both(step.at)}: {shown(step.value)}" for step in found.course]
+    parts: list[RenderableType] = [
+        Text.assemble("DRY RUN, nothing was changed  ", (f"{preview.knob} → {shown(preview.value)}", "bold")),
+        _grid(
+            [
+                ("allowed", preview.allowed),
+                ("role", preview.needed_role),
+                ("in force now", shown(found.value_now)),
+                ("would be", steps[0]),
+                *(("then", step) for step in steps[1:]),
+                *(("beside it", conflict) for conflict in map(plain, found.conflicts)),
+            ]
+        ),
+    ]
+    if found.impact:
+        parts += [Text("\nWhat it should do", "bold"), _grid(("-", line) for line in found.impact.lines)]
+    if found.approval:
+        parts += [Text("\nIt needs an approval", "bold magenta"), _grid(("-", why) for why in found.approval)]
+    return Group(*parts)
+
+
+def _override_state(phase: OverridePhase) -> Text:
+    styles = {OverridePhase.AWAITING_APPROVAL: "bold magenta", OverridePhase.IN_FORCE: "bold yellow"}
+    return Text(phase.upper().replace("-", " "), styles.get(phase, "bold green"))
 
 
 def timeline_line(entry: TimelineEntry, times: Times) -> str:

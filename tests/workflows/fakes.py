@@ -349,6 +349,18 @@ class FakeEntities:
         )
 
 
+class FakeCloudWatch:
+    """The load as set; None: it cannot be read."""
+
+    load: LoadSnapshot | None = HELD
+
+    @activity.defn
+    async def read_load(self, query: LoadQuery) -> LoadSnapshot:
+        if self.load is None:
+            raise RuntimeError("CloudWatch is away")
+        return self.load
+
+
 def activities_of(*owners: object) -> list[Any]:
     """Every activity of these, and the decisions."""
     return [

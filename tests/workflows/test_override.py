@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import pytest
 import redis
-from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Replayer, Worker
 
@@ -24,7 +23,6 @@ from activities.settings import SettingsActivities
 from dataplane.ledger import Ledger
 from domain.clock import RehearsalClock
 from domain.knobs import Holder, KnobName, KnobValue, LeaseRequest
-from domain.load import LoadSnapshot
 from domain.messages import (
     APPROVE,
     DENY,
@@ -33,7 +31,6 @@ from domain.messages import (
     RECORD,
     RELEASE,
     HandOverRequest,
-    LoadQuery,
     OverrideAnswer,
     OverrideExtendRequest,
     OverrideInput,
@@ -45,7 +42,7 @@ from domain.messages import (
 from domain.override import OverrideEnd, OverrideKind, OverridePhase, OverrideRecord
 from domain.policy import OverridesPolicy, Policy
 from tests.servers import TemporalServer, ValkeyServer
-from tests.workflows.fakes import APPROVER, ENGINEER, HELD, activities_of
+from tests.workflows.fakes import APPROVER, ENGINEER, FakeCloudWatch, activities_of
 from workers.runbook_worker import watch_epoch
 from workers.temporal import runbook_plugin
 from workflows.override import OverrideWorkflow
@@ -54,18 +51,6 @@ TTL, WINDOW, FLAG = KnobName.CACHE_TTL_SECONDS, KnobName.BATCH_WINDOW_MS, KnobNa
 VIEWER = "viewer@example.com"
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
-
-
-class FakeCloudWatch:
-    """The load as set; None: it cannot be read."""
-
-    load: LoadSnapshot | None = HELD
-
-    @activity.defn
-    async def read_load(self, query: LoadQuery) -> LoadSnapshot:
-        if self.load is None:
-            raise RuntimeError("CloudWatch is away")
-        return self.load
 
 
 @dataclass
