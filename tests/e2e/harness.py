@@ -190,7 +190,12 @@ class Rehearsal:
         return self.stack.tokens[role].read_text()
 
     async def until(
-        self, what: str, holds: Callable[[IncidentRecord], bool], seconds: float = 30, run_id: str | None = None
+        self,
+        what: str,
+        holds: Callable[[IncidentRecord], bool],
+        seconds: float = 30,
+        run_id: str | None = None,
+        incident: str = INCIDENT,
     ) -> IncidentRecord:
         """The record of the open incident, or of a run, once it is so. Nobody answering is waited out, too."""
         give_up_at = time.monotonic() + seconds
@@ -198,7 +203,7 @@ class Rehearsal:
         problem = ""
         while True:
             try:
-                found = await self.ops.get(INCIDENT, run_id)
+                found = await self.ops.get(incident, run_id)
                 record = found.record
                 if (run_id or found.ended is None) and holds(record):
                     return record
@@ -299,14 +304,14 @@ def in_force(record: IncidentRecord) -> set[LeverName]:
     return {lever.name for lever in record.levers if lever.status is LeverStatus.IN_FORCE}
 
 
-def shapes(alarm: AlarmChange, at: datetime) -> list[str]:
-    """That alarm in ALARM since `at`: in an SNS envelope, raw, and as an EventBridge event."""
+def shapes(alarm: AlarmChange, at: datetime, state: str = "ALARM") -> list[str]:
+    """That alarm in that state since `at`: in an SNS envelope, raw, and as an EventBridge event."""
     [metric] = alarm.metrics
     since = at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}+0000"
     dimensions = [{"name": name, "value": value} for name, value in metric.dimensions.items()]
     raw = {
         "AlarmName": alarm.alarm_name,
-        "NewStateValue": "ALARM",
+        "NewStateValue": state,
         "NewStateReason": "Threshold Crossed",
         "StateChangeTime": since,
         "Trigger": {"MetricName": metric.name, "Namespace": metric.namespace, "Dimensions": dimensions},
@@ -319,7 +324,7 @@ def shapes(alarm: AlarmChange, at: datetime) -> list[str]:
         "detail": {
             "alarmName": alarm.alarm_name,
             "configuration": {"metrics": [{"id": "m1", "metricStat": stat, "returnData": True}]},
-            "state": {"value": "ALARM", "timestamp": since},
+            "state": {"value": state, "timestamp": since},
         },
     }
     envelope = {"Type": "Notification", "MessageId": str(uuid.uuid4()), "Message": json.dumps(raw)}

@@ -1,13 +1,16 @@
-"""Alarms that come while an incident is open: a storm of the same one, and one that returns."""
+"""Alarms while an incident is open: a storm of the same one, and one that returns; and one that nobody knows."""
 
 import random
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from domain.alarm_rules import IncidentTarget, target_of
+from domain.alarms import AlarmChange, AlarmMetric, AlarmState
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase
 from domain.people import Role
-from tests.e2e.harness import CURABLE, INCIDENT, WORSE, Rehearsal, in_force, shapes
+from tests.e2e.harness import CURABLE, INCIDENT, WORSE, Rehearsal, in_force, read_text, shapes
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
@@ -49,6 +52,31 @@ async def test_a_storm_is_a_count_and_a_return_is_mitigated_again(world: Rehears
     closed = await world.closed(record.run_id)
     await world.is_as_before(closed)
     assert [lever.status for lever in closed.levers] == [LeverStatus.RELEASED] * 3
+
+
+async def test_an_alarm_that_maps_to_nothing_is_triaged_by_people(world: Rehearsal) -> None:
+    name, now = f"Disk full {uuid.uuid4().hex[:6]}", datetime.now(UTC)
+    metric = AlarmMetric(namespace="AWS/EBS", name="Full")
+    alarm = AlarmChange(
+        alarm_name=name, state=AlarmState.ALARM, changed_at=now, metrics=(metric,), source="sns", message_id=name
+    )
+    world.send(*shapes(alarm, now))
+    target = target_of(alarm, world.policy)
+    assert isinstance(target, IncidentTarget)
+    key = target.key
+    await world.until(
+        "people are paged", lambda record: any(entry.kind == "page" for entry in record.timeline), incident=key
+    )
+    engineer = world.token(Role.ENGINEER)
+    assert (await world.ops.acknowledge(key, engineer, "I look")).outcome == "accepted"
+    [ok, *_] = shapes(alarm, now + timedelta(seconds=1), "OK")
+    world.send(ok)
+    closed = await world.until(
+        "closed", lambda record: record.phase is Phase.CLOSED, incident=key, run_id=(await world.runs())[0]
+    )
+    assert closed.acknowledged_by == "engineer@example.com"
+    assert name in read_text(str(world.settings.state_dir / "pages.jsonl"))
+    assert world.knobs() == {}
 
 
 async def _storm(world: Rehearsal, record: IncidentRecord) -> None:
