@@ -1,5 +1,7 @@
 """Messages to long-lived workflows: a workflow itself can only signal and cancel others, so these use the client."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from temporalio import activity
@@ -8,6 +10,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, FailureError, WorkflowAlreadyStartedError
 from temporalio.service import RPCStatusCode
 
+from activities.settings import ConfigurationError
 from domain.capacity import Demand, DemandOutcome
 from domain.errors import ErrorKind
 from domain.messages import (
@@ -21,6 +24,7 @@ from domain.messages import (
     CapacityInput,
     CapacityState,
     OverrideAnswer,
+    PolicySnapshot,
     StartOverride,
     WithdrawDemand,
     capacity_id,
@@ -31,6 +35,9 @@ from domain.override import OverrideRecord, answer_of, shown
 class EntityActivities:
     """Demands for capacity. The capacity workflow of a model is started by the first message to it."""
 
+    def __init__(self, policy: Callable[[], PolicySnapshot]) -> None:
+        self._policy = policy
+
     @activity.defn
     async def set_demand(self, demand: Demand) -> DemandOutcome:
         """Record a demand, or replace the one with its id; answers what will be done.
@@ -38,12 +45,12 @@ class EntityActivities:
         Raises:
             ApplicationError: Invalid, when the demand is refused: its end has passed, there is no such model.
         """
-        return await _update(demand.model, SET_DEMAND, demand)
+        return await self._update(demand.model, SET_DEMAND, demand)
 
     @activity.defn
     async def withdraw_demand(self, request: WithdrawDemand) -> DemandOutcome:
         """Take a demand back; one that is not there is a success."""
-        return await _update(request.model, WITHDRAW_DEMAND, request)
+        return await self._update(request.model, WITHDRAW_DEMAND, request)
 
     @activity.defn
     async def capacity_state(self, model: str) -> CapacityState:
@@ -70,30 +77,32 @@ class EntityActivities:
             return execution.run_id
         return None
 
-
-async def _update(model: str, name: str, message: Demand | WithdrawDemand) -> DemandOutcome:
-    info = activity.info()
-    start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
-        CAPACITY_WORKFLOW,
-        CapacityInput(state=CapacityState(model=model)),
-        id=capacity_id(model),
-        task_queue=info.task_queue,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        static_summary=f"The one writer of {model}'s provisioned capacity",
-    )
-    try:
-        outcome: DemandOutcome = await activity.client().execute_update_with_start_workflow(
-            name,
-            message,
-            start_workflow_operation=start,
-            # The same for every attempt of this activity: an update whose answer was lost is not made again.
-            id=f"{info.workflow_run_id}-{info.activity_id}",
-            result_type=DemandOutcome,
+    async def _update(self, model: str, name: str, message: Demand | WithdrawDemand) -> DemandOutcome:
+        info = activity.info()
+        snapshot: PolicySnapshot | None = None
+        with suppress(ConfigurationError):  # the workflow reads it, and says what is wrong with it
+            snapshot = self._policy()
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            CAPACITY_WORKFLOW,
+            CapacityInput(state=CapacityState(model=model), snapshot=snapshot),
+            id=capacity_id(model),
+            task_queue=info.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"The one writer of {model}'s provisioned capacity",
         )
-    except WorkflowUpdateFailedError as error:
-        why = error.cause.message if isinstance(error.cause, FailureError) else str(error.cause)
-        raise ApplicationError(why, type=ErrorKind.INVALID, non_retryable=True) from error
-    return outcome
+        try:
+            outcome: DemandOutcome = await activity.client().execute_update_with_start_workflow(
+                name,
+                message,
+                start_workflow_operation=start,
+                # The same for every attempt of this activity: an update whose answer was lost is not made again.
+                id=f"{info.workflow_run_id}-{info.activity_id}",
+                result_type=DemandOutcome,
+            )
+        except WorkflowUpdateFailedError as error:
+            why = error.cause.message if isinstance(error.cause, FailureError) else str(error.cause)
+            raise ApplicationError(why, type=ErrorKind.INVALID, non_retryable=True) from error
+        return outcome
 
 
 async def start_override(client: Client, request: StartOverride, task_queue: str) -> OverrideAnswer:

@@ -84,15 +84,23 @@ class SettingsActivities:
         self._clock = clock
         self._parsed: tuple[object, PolicySnapshot] | None = None
 
-    @activity.defn
-    async def load_policy(self) -> PolicySnapshot:
-        """A snapshot for one workflow. A broken file fails the activity with its line and is tried again."""
+    def snapshot(self) -> PolicySnapshot:
+        """The policy as it is configured now.
+
+        Raises:
+            ConfigurationError: as `load_yaml`.
+        """
         version = _version(self._policy_file)
         if self._parsed is None or self._parsed[0] != version:
             # Parsed once: YAML with line numbers takes 5 ms for a few lines, and this stands before every lever.
             policy = load_policy(self._policy_file, self._clock)
             self._parsed = version, PolicySnapshot(policy=policy, clock=self._clock)
         return self._parsed[1]
+
+    @activity.defn
+    async def load_policy(self) -> PolicySnapshot:
+        """A snapshot for one workflow. A broken file fails the activity with its line and is tried again."""
+        return self.snapshot()
 
     @activity.defn
     async def authorise(self, request: Authorise) -> Authorised:

@@ -20,6 +20,7 @@ from domain.load import LoadSnapshot
 from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
 from domain.policy import Policy, RecoveryPolicy
+from domain.runbooks.throttle import MitigationPlan
 
 TASK_QUEUE = "runbooks"
 
@@ -429,6 +430,23 @@ class DiagnoseThrottle(Message):
     evidence: Evidence
 
 
+class AssessThrottle(Message):
+    """Asks for scenario 1's levers in view of the metrics as they are."""
+
+    model: str
+    now: AwareDatetime
+    snapshot: PolicySnapshot | None
+    """None: the policy is read, too."""
+
+
+class ThrottleAssessment(Message):
+    """What is known, and the levers for it."""
+
+    snapshot: PolicySnapshot
+    load: LoadSnapshot
+    plan: MitigationPlan
+
+
 class PlanThrottle(Message):
     """Scenario 1's levers for what is known."""
 
@@ -472,7 +490,7 @@ class MitigationInput(Message):
     model: str
     reason: str
     """For lease and demand: what the incident is about."""
-    load: LoadSnapshot
+    plan: MitigationPlan
     snapshot: PolicySnapshot
     held: list[Lever] = []
     """Levers in force already; they are kept."""
@@ -488,8 +506,14 @@ class MitigationResult(Message):
     """The plan's sums, a line each."""
 
 
-LEVER_CHANGED = "lever_changed"
-"""Signal to an incident, argument Lever: its mitigation moved a lever."""
+LEVERS_CHANGED = "levers_changed"
+"""Signal to an incident, argument LeversChanged."""
+
+
+class LeversChanged(Message):
+    """A mitigation moved these levers together."""
+
+    levers: list[Lever]
 
 
 # ---------------------------------------------------------------- cleanup
@@ -583,6 +607,8 @@ class CapacityInput(Message):
     """Starts (or continues) the one writer of a model's capacity."""
 
     state: CapacityState
+    snapshot: PolicySnapshot | None = None
+    """The policy as whoever starts it has just read it; None: it is read first."""
 
 
 class CreateModel(Message):

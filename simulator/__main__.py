@@ -6,6 +6,7 @@ and `RUNBOOKS_REHEARSAL_REAL_START`, `_BUSINESS_START`, `_SPEED`.
 """
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -190,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if made is None:
             return
         aws.world.trail.clear()  # all of that was done long ago
+        gc.freeze()  # what is loaded stays: the collector's pauses would be part of every answer
         control.opens(world, made)
         _log.info("AWS at %s, business time %s", aws.endpoint_url, clock.business(datetime.now(UTC)).isoformat())
         world.run(stop)

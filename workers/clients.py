@@ -1,9 +1,11 @@
 """AWS clients with deliberate timeouts and no retries of their own, kept warm."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from workers.settings import Settings
 
@@ -23,8 +25,21 @@ class AwsClients:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._session = boto3.session.Session(region_name=settings.aws_region)
+        self._clients: dict[str, Any] = {}
+
+    def warm(self) -> None:
+        """Connect to what stands between an alarm and its levers. Whatever fails now, the first use will tell."""
+        with suppress(BotoCoreError, ClientError):
+            self.cloudwatch().describe_alarms(MaxRecords=1)
+        with suppress(BotoCoreError, ClientError):
+            self.bedrock().list_provisioned_model_throughputs(maxResults=1)
 
     def _client(self, service: str, read_timeout_seconds: float = 4) -> Any:
+        if service not in self._clients:
+            self._clients[service] = self._new(service, read_timeout_seconds)
+        return self._clients[service]
+
+    def _new(self, service: str, read_timeout_seconds: float) -> Any:
         # A Temporal retry policy is the only one; read timeouts stay under the activities' own.
         config = Config(
             retries={"total_max_attempts": 1},

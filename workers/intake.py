@@ -30,7 +30,7 @@ from domain.alarms import AlarmChange, AlarmState
 from domain.policy import Policy
 from workers.clients import AwsClients
 from workers.incidents import Incidents
-from workers.lifecycle import configure_logs, leave, run_until_signalled, say_ready
+from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
 from workers.outages import Outage, insist
 from workers.settings import Settings
 from workers.temporal import connect
@@ -95,6 +95,7 @@ class Intake:
                     tasks.create_task(self._poll())
                 tasks.create_task(self._reconcile_forever())
                 tasks.create_task(self._count_forever())
+                keep_loaded()
                 ready()
                 log.info("ready", queue=self._settings.alarm_queue_url)
         finally:

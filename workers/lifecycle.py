@@ -1,6 +1,7 @@
 """What every process of ours does alike: logs, readiness, signals, and the way it ends."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -33,6 +34,12 @@ def say_ready() -> None:
     """Write the file that a supervisor waits for, if it named one."""
     if path := os.environ.get(READY_FILE):
         Path(path).write_text("ready\n")
+
+
+def keep_loaded() -> None:
+    """What a process has loaded stays: the garbage collector need not walk it again, a pause of up to 100 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 async def run_until_signalled(serve: Coroutine[Any, Any, None]) -> None:

@@ -15,6 +15,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from activities.assessment import AssessmentActivities
 from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
 from activities.changes import ChangeActivities
@@ -33,7 +34,7 @@ from dataplane.routes import Routes
 from domain.messages import LEASES_LOST
 from domain.people import Roster
 from workers.clients import AwsClients
-from workers.lifecycle import configure_logs, leave, run_until_signalled, say_ready
+from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
 from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
@@ -67,16 +68,17 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     fleet = FleetActivities(aws.bedrock())
     bedrock = BedrockActivities(aws.bedrock(), routes)
     calendar = CalendarActivities(aws.dynamodb(), table=settings.event_table)
-    entities = EntityActivities()
     decisions = DecisionActivities()
     configured = SettingsActivities(
         policy_file=settings.policy_file, roster_file=settings.roster_file, clock=settings.clock
     )
+    entities = EntityActivities(configured.snapshot)
     ecs = EcsActivities(aws.ecs(), **names)
     changes = ChangeActivities(ledger, aws.ecs(), aws.cloudtrail(), **names)
     pages = PageActivities(aws.sns(), topic_arn=settings.page_topic_arn, log=settings.state_dir / "pages.jsonl")
     report = ReportActivities(aws.cloudwatch(), settings.state_dir / "reports")
     owners = (
+        AssessmentActivities(configured, cloudwatch),
         cloudwatch,
         leases,
         fleet,
@@ -144,10 +146,12 @@ async def serve(settings: Settings) -> None:
             max_concurrent_activities=ACTIVITY_SLOTS,
             graceful_shutdown_timeout=DRAIN,
         )
+        await asyncio.to_thread(aws.warm)
         async with worker:
             say_ready()
             _log.info("runbook worker is ready", task_queue=settings.task_queue)
             await asyncio.to_thread(ReportActivities.warm)
+            keep_loaded()
             await watch_epoch(ledger, client)
 
 
@@ -159,8 +163,6 @@ def main() -> int:
         epilog="Settings are the environment variables RUNBOOKS_* of workers/settings.py.",
     ).parse_args()
     configure_logs()
-    # The sandbox imports the workflows' modules for every run; compiling them each time would take 20 ms.
-    sys.dont_write_bytecode = False
     try:
         settings = Settings()
         load_policy(settings.policy_file, settings.clock)

@@ -15,19 +15,24 @@ from workers.settings import Settings
 _PASSED_THROUGH = ("domain", "dataplane", "activities", "redis", "jinja2", "markdown_it")
 
 
-def _runner(existing: WorkflowRunner | None) -> WorkflowRunner:
-    if existing is None or isinstance(existing, SandboxedWorkflowRunner):
-        base = existing.restrictions if existing else SandboxRestrictions.default
-        return SandboxedWorkflowRunner(restrictions=base.with_passthrough_modules(*_PASSED_THROUGH))
-    return existing
+def runbook_plugin(*, guarded: bool = False) -> SimplePlugin:
+    """For clients (their workers inherit it) and for the replayer.
 
+    `guarded`: the sandbox imports the workflows' own modules anew for every run and refuses what is not deterministic
+    (clocks, randomness, I/O). For tests: it makes every lever a third later.
+    """
+    passed_through = _PASSED_THROUGH if guarded else (*_PASSED_THROUGH, "workflows")
 
-def runbook_plugin() -> SimplePlugin:
-    """For clients (their workers inherit it) and for the replayer."""
+    def runner(existing: WorkflowRunner | None) -> WorkflowRunner:
+        if existing is None or isinstance(existing, SandboxedWorkflowRunner):
+            base = existing.restrictions if existing else SandboxRestrictions.default
+            return SandboxedWorkflowRunner(restrictions=base.with_passthrough_modules(*passed_through))
+        return existing
+
     return SimplePlugin(
         "mangaassist.runbooks",
         data_converter=pydantic_data_converter,
-        workflow_runner=_runner,
+        workflow_runner=runner,
         interceptors=[ErrorMapping()],
         # Bad input fails the workflow instead of retrying its task for ever.
         workflow_failure_exception_types=[ValidationError],

@@ -12,7 +12,8 @@ from domain.capacity import Demand, DemandKind
 from domain.incident import Lever, LeverName, LeverStatus
 from domain.knobs import Holder, KnobName, KnobValue, LeaseRequest
 from domain.messages import (
-    LEVER_CHANGED,
+    LEVERS_CHANGED,
+    LeversChanged,
     MitigationInput,
     MitigationResult,
     ReleaseLeases,
@@ -50,9 +51,9 @@ def lease_request(
     )
 
 
-async def apply(input: MitigationInput, plan: MitigationPlan) -> MitigationResult:
+async def apply(input: MitigationInput) -> MitigationResult:
     """Take the plan's levers in parallel: the free ones in one call, capacity beside them. A failure stops no other."""
-    policy = input.snapshot.policy
+    policy, plan = input.snapshot.policy, input.plan
     held = {lever.name: lever for lever in input.held}
     values: dict[LeverName, KnobValue] = {
         LeverName.MODEL_ROUTING: plan.routing,
@@ -89,8 +90,7 @@ async def apply(input: MitigationInput, plan: MitigationPlan) -> MitigationResul
 
     async def report(levers: list[Lever]) -> None:
         incident = workflow.get_external_workflow_handle(input.incident_id, run_id=input.run_id)
-        for lever in levers:
-            await incident.signal(LEVER_CHANGED, lever)
+        await incident.signal(LEVERS_CHANGED, LeversChanged(levers=levers))
 
     async def act(levers: list[Lever]) -> list[Lever]:
         done = await take(levers)

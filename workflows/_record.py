@@ -121,9 +121,13 @@ class Incident(OnRecord):
         except ActivityError as error:
             self.note("finding", f"the metrics could not be read, so nothing is bought: {failure(error)[1]}")
             return LoadSnapshot(observed_at=workflow.now())
+        self.read(load)
+        return load
+
+    def read(self, load: LoadSnapshot) -> None:
+        """Remember the first load that was read, and the peak."""
         self.record.load_at_start = self.record.load_at_start or load
         self.saw(total_offered(load))
-        return load
 
     def saw(self, offered_tokens_per_second: float) -> None:
         """Remember the incident's peak."""

@@ -38,7 +38,6 @@ from domain.messages import (
     CapacityState,
     CreateModel,
     DeleteModel,
-    PolicySnapshot,
     WithdrawDemand,
 )
 from domain.policy import CapacityPolicy
@@ -67,7 +66,8 @@ class CapacityWorkflow:
     def __init__(self, input: CapacityInput) -> None:
         state = input.state
         self.model = state.model
-        self.snapshot: PolicySnapshot | None = None
+        known = input.snapshot is not None and self.model in input.snapshot.policy.models
+        self.snapshot = input.snapshot if known else None
         self.demands = {demand.demand_id: demand for demand in state.demands}
         self.fleet = {model.arn: model for model in state.fleet}
         self.listed_at = state.last_reconciled_at
@@ -90,6 +90,7 @@ class CapacityWorkflow:
         self.route_version = 0
         self.republish = True
         self.plan: CapacityPlan | None = None
+        self.planned_for: list[Demand] = []
         self.told = state.told
         self.news: list[tuple[str, DemandOutcome]] = []
         self.shortage: dict[str, str] = {}
@@ -116,7 +117,10 @@ class CapacityWorkflow:
         self.shortage.clear()
         self._try_again()
         await workflow.wait_condition(lambda: self.listed_at is not None or bool(self._problems()))
-        plan = await self._preview("Plan: what the new demand needs")
+        if self.plan is None or demand not in self.planned_for:
+            plan = await self._preview("Plan: what the new demand needs")
+        else:
+            plan = self.plan
         outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
         if outcome is None:
             return self._withdrawn(demand.demand_id, plan, f"it ended at {utc(demand.end)}")
@@ -213,6 +217,7 @@ class CapacityWorkflow:
                 self.reconcile_at = now + self.policy.reconcile_interval
                 self.held.clear()
                 look = self.republish = True
+            planned_for = list(self.demands.values())
             plan = await self._survey() if look else None
             if plan is None:
                 plan = await decide(
@@ -222,7 +227,7 @@ class CapacityWorkflow:
             self.errors["plan"] = failure(error)[1]
         else:
             self.errors.pop("plan", None)
-            self.plan = plan
+            self.plan, self.planned_for = plan, planned_for
             self._act(plan)
         self.planning = False
 
@@ -249,7 +254,8 @@ class CapacityWorkflow:
         Raises:
             ApplicationError: Invalid, when it does not have the model.
         """
-        await self._load_policy()
+        if self.snapshot is None:
+            await self._load_policy()
         while self.snapshot is None and not self.refused:
             workflow.set_current_details(self._details())
             await workflow.sleep(POLICY_RETRY, summary="Read the policy again")

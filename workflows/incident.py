@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ChildWorkflowError
 
+from activities.assessment import AssessmentActivities
+from activities.decisions import DecisionActivities
 from activities.entities import EntityActivities
 from activities.leases import LeaseActivities
 from activities.report import ReportActivities
@@ -14,7 +16,7 @@ from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import DemandOutcome
 from domain.evidence import Check, Evidence, EvidenceKey
-from domain.incident import CalendarProposal, IncidentRecord, Lever, LeverName, LeverStatus, Phase
+from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase
 from domain.load import LoadSnapshot
 from domain.messages import (
     ALARM_CHANGED,
@@ -22,22 +24,26 @@ from domain.messages import (
     CAPACITY_CHANGED,
     INCIDENT_WORKFLOW,
     LEASES_LOST,
-    LEVER_CHANGED,
+    LEVERS_CHANGED,
     AlarmRepeats,
+    AssessThrottle,
     CleanupInput,
     CleanupResult,
     IncidentInput,
+    LeversChanged,
     MitigationInput,
     MitigationResult,
+    PlanThrottle,
     ReportInput,
     TakeLeases,
 )
+from domain.runbooks.throttle import MitigationPlan
 from workflows._approval import DecidedByPeople
 from workflows._evidence import diagnose, first_response
 from workflows._mitigation import demand_end, take
 from workflows._record import AWS_SUPPORT, ON_CALL, SENIOR
 from workflows._recovery import verify
-from workflows._step import failure, load_policy, mutate, read
+from workflows._step import decide, failure, load_policy, mutate, read
 from workflows._way_back import decide_way_back
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
@@ -93,15 +99,16 @@ class IncidentWorkflow(DecidedByPeople):
         """Duplicates change nothing but a counter."""
         self.record.alarm_times += repeats.count
 
-    @workflow.signal(name=LEVER_CHANGED)
-    def lever_changed(self, lever: Lever) -> None:
-        """The mitigation moved a lever."""
-        self.set_lever(lever)
-        if lever.status is LeverStatus.FAILED:
-            self.page(SENIOR, f"lever {lever.name} failed: {lever.detail}")
-            self.record.to_do.append(f"lever {lever.name} failed: {lever.detail}")
-        detail = f". {lever.detail}" if lever.detail else ""
-        self.note("lever", f"{lever.name}: {lever.before} → {lever.after}: {lever.status}{detail}")
+    @workflow.signal(name=LEVERS_CHANGED)
+    def levers_changed(self, change: LeversChanged) -> None:
+        """The mitigation moved levers."""
+        for lever in change.levers:
+            self.set_lever(lever)
+            if lever.status is LeverStatus.FAILED:
+                self.page(SENIOR, f"lever {lever.name} failed: {lever.detail}")
+                self.record.to_do.append(f"lever {lever.name} failed: {lever.detail}")
+            detail = f". {lever.detail}" if lever.detail else ""
+            self.note("lever", f"{lever.name}: {lever.before} → {lever.after}: {lever.status}{detail}")
 
     @workflow.signal(name=CAPACITY_CHANGED)
     def capacity_changed(self, outcome: DemandOutcome) -> None:
@@ -128,9 +135,9 @@ class IncidentWorkflow(DecidedByPeople):
 
     @workflow.run
     async def run(self, input: IncidentInput) -> IncidentRecord:
-        self.snapshot = await load_policy()
         self.note("alarm", f"{input.alarm.alarm_name} is {input.alarm.state}: {input.alarm.reason}")
         if input.runbook is None or input.model is None:
+            self.snapshot = await load_policy()
             await self._triage()
         else:
             await self._handle()
@@ -142,23 +149,52 @@ class IncidentWorkflow(DecidedByPeople):
         return self.record
 
     async def _handle(self) -> None:
+        plan = await self._assess()
         keeper = asyncio.create_task(self._keep_leases())
-        again = True
-        while again and not self.abort_asked:
-            self.alarm_returned = False
-            load = await self.reread()
-            if not self.attempt:
-                self.background += [
-                    asyncio.create_task(self._investigate()),
-                    asyncio.create_task(self._link_previous()),
-                ]
-            await self._mitigate(load)
+        self.background.append(asyncio.create_task(self._investigate()))
+        again = not self.abort_asked
+        while again:
+            await self._mitigate(plan)
             verdict = await verify(self)
             again = verdict == "again" or (verdict == "recovered" and await decide_way_back(self) == "again")
+            if again := again and not self.abort_asked:
+                self.alarm_returned = False
+                plan = await self._assess()
         keeper.cancel()
         await self._clean_up()
 
+    async def _assess(self) -> MitigationPlan:
+        """Read the policy (at first) and the load, and plan. Unreadable load: free levers act, nothing is bought."""
+        try:
+            assessment = await read(
+                AssessmentActivities.assess_throttle,
+                AssessThrottle(model=self.model, now=workflow.now(), snapshot=self.snapshot),
+                summary="Re-read the metrics of the alarm, plan the levers",
+            )
+        except ActivityError as error:
+            self.snapshot = self.snapshot or await load_policy()
+            self.note("finding", f"the metrics could not be read, so nothing is bought: {failure(error)[1]}")
+            now = workflow.now()
+            nothing = LoadSnapshot(observed_at=now)
+            return await decide(
+                DecisionActivities.plan_throttle,
+                PlanThrottle(model=self.model, load=nothing, snapshot=self.snapshot, now=now),
+                summary="Plan the levers without metrics",
+            )
+        self.snapshot = assessment.snapshot
+        self.read(assessment.load)
+        return assessment.plan
+
     async def _investigate(self) -> None:
+        """The first-response checks. The levers come first: they begin once these act, or soon beside them."""
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self.record.mitigated_at is not None,
+                timeout=self.now_snapshot.policy.evidence.budget,
+                timeout_summary="The checks do not wait longer for the levers",
+            )
+        self.background.append(asyncio.create_task(self._link_previous()))
+
         async def found(checks: list[Check], complete: bool) -> None:
             self.record.checks = checks
             for check in checks:
@@ -169,7 +205,7 @@ class IncidentWorkflow(DecidedByPeople):
 
         await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
 
-    async def _mitigate(self, load: LoadSnapshot) -> None:
+    async def _mitigate(self, plan: MitigationPlan) -> None:
         self.approved_by = self.release_asked = None
         self.record.recovered_at = None
         attempt = self.next_attempt(LeverName.MODEL_ROUTING, LeverName.CACHE_TTL)
@@ -181,7 +217,7 @@ class IncidentWorkflow(DecidedByPeople):
                 run_id=self.record.run_id,
                 model=self.model,
                 reason=f"{self.record.key}: {self.record.alarm.alarm_name}",
-                load=load,
+                plan=plan,
                 snapshot=self.now_snapshot,
                 held=[lever for lever in self.record.held if lever.status is LeverStatus.IN_FORCE],
                 attempt=attempt,

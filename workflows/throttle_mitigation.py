@@ -1,12 +1,10 @@
-"""Scenario 1's mitigation: plan the levers for what is known, take them, report each to the incident."""
+"""Scenario 1's mitigation: take the levers of the plan, and report them to the incident."""
 
 from temporalio import workflow
 
-from activities.decisions import DecisionActivities
 from domain.incident import Lever
-from domain.messages import THROTTLE_MITIGATION_WORKFLOW, MitigationInput, MitigationResult, PlanThrottle
+from domain.messages import THROTTLE_MITIGATION_WORKFLOW, MitigationInput, MitigationResult
 from workflows import _mitigation
-from workflows._step import decide
 
 
 @workflow.defn(name=THROTTLE_MITIGATION_WORKFLOW)
@@ -15,13 +13,8 @@ class ThrottleMitigationWorkflow:
 
     @workflow.run
     async def run(self, input: MitigationInput) -> MitigationResult:
-        plan = await decide(
-            DecisionActivities.plan_throttle,
-            PlanThrottle(model=input.model, load=input.load, snapshot=input.snapshot, now=workflow.now()),
-            summary="Plan: which levers, how many units",
-        )
-        workflow.set_current_details(_details(plan.levers, plan.arithmetic))
-        result = await _mitigation.apply(input, plan)
+        workflow.set_current_details(_details(input.plan.levers, input.plan.arithmetic))
+        result = await _mitigation.apply(input)
         workflow.set_current_details(_details(result.levers, result.arithmetic))
         return result
 

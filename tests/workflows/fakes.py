@@ -14,7 +14,8 @@ from temporalio.exceptions import ApplicationError
 from activities.decisions import DecisionActivities
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
-from domain.capacity import Demand, DemandOutcome, ProvisionedModel, Survey, Surveyed, merged, plan
+from domain.capacity import Demand, DemandOutcome, ProvisionedModel, Survey, Surveyed, merged
+from domain.capacity import plan as capacity_plan
 from domain.clock import RehearsalClock
 from domain.errors import ErrorKind
 from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
@@ -22,6 +23,7 @@ from domain.incident import RecoveryCheck
 from domain.knobs import Lease, Refusal, baseline_value
 from domain.load import LoadSnapshot, ModelLoad, total_offered
 from domain.messages import (
+    AssessThrottle,
     Authorise,
     Authorised,
     AwaitedModel,
@@ -48,6 +50,7 @@ from domain.messages import (
     ReportInput,
     ReportResult,
     TakeLeases,
+    ThrottleAssessment,
     WatchedRelease,
     WatchRelease,
     WithdrawDemand,
@@ -181,6 +184,13 @@ class FakeWorld:
         return self.load
 
     @activity.defn
+    async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
+        self._saw(request)
+        snapshot = request.snapshot or self.snapshot
+        plan = throttle.plan(request.model, self.load, snapshot.policy, snapshot.clock, request.now)
+        return ThrottleAssessment(snapshot=snapshot, load=self.load, plan=plan)
+
+    @activity.defn
     async def check_metrics(self, request: RecoveryQuery) -> list[Check]:
         self._saw(request)
         return [_check("Breaching metrics", tokens_per_second=30_000.0, throttles_per_period=500.0)]
@@ -281,7 +291,7 @@ class FakeWorld:
         self._saw(request)
         situation = request.situation
         fleet = merged(situation.fleet or (), tuple(self.fleet), request.unlisted, request.gone)
-        return Surveyed(listed=tuple(self.fleet), plan=plan(situation.model_copy(update={"fleet": fleet})))
+        return Surveyed(listed=tuple(self.fleet), plan=capacity_plan(situation.model_copy(update={"fleet": fleet})))
 
     @activity.defn
     async def create_model(self, request: CreateModel) -> str:

@@ -126,6 +126,7 @@ class Stack:
         self.policy_file.write_text(policy.model_dump_json())
 
     async def start_worker(self) -> None:
+        settings = SettingsActivities(policy_file=self.policy_file, roster_file=None, clock=RehearsalClock())
         worker = Worker(
             self.client,
             task_queue=self.settings.task_queue,
@@ -135,8 +136,8 @@ class Stack:
                 for owner in (
                     BedrockActivities(AwsClients(self.settings).bedrock(), Routes(self.redis)),
                     DecisionActivities(),
-                    EntityActivities(),
-                    SettingsActivities(policy_file=self.policy_file, roster_file=None, clock=RehearsalClock()),
+                    EntityActivities(settings.snapshot),
+                    settings,
                 )
                 for name in dir(owner)
                 if hasattr(method := getattr(owner, name), "__temporal_activity_definition")

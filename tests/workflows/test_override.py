@@ -85,10 +85,13 @@ class Stack:
         return self.folder / "roster.json"
 
     def start_worker(self) -> None:
+        settings = SettingsActivities(
+            policy_file=self.policy_file, roster_file=self.roster_file, clock=RehearsalClock()
+        )
         activities = activities_of(
             LeaseActivities(self.ledger),
-            EntityActivities(),
-            SettingsActivities(policy_file=self.policy_file, roster_file=self.roster_file, clock=RehearsalClock()),
+            EntityActivities(settings.snapshot),
+            settings,
             PageActivities(None, topic_arn=None, log=self.folder / "pages.jsonl"),  # type: ignore[arg-type]
             self.cloudwatch,
         )

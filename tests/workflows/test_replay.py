@@ -33,7 +33,7 @@ FILES = sorted(FOLDER.glob("*.json"))
 
 async def replay(histories: Iterator[WorkflowHistory], workflows: list[type] = WORKFLOWS) -> set[str]:
     """Raises when one does not replay; answers the types that did."""
-    replayer = Replayer(workflows=workflows, plugins=[runbook_plugin()])
+    replayer = Replayer(workflows=workflows, plugins=[runbook_plugin(guarded=True)])
     types = set()
     for history in histories:
         await replayer.replay_workflow(history)
