@@ -11,7 +11,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 from domain.incident import LeverName
 from domain.knob_spec import Whole
 from domain.knobs import KnobName, KnobValue, LeaseRequest
-from domain.override import OverrideRecord
 from ops.overrides import MAX_REASON_CHARS
 from ops.service import OpsError, parse_duration
 
@@ -122,15 +121,22 @@ class Held(BaseModel):
 
     outcome: Literal["accepted", "already-done"]
     message: str
+    override_id: str
+    """`GET /overrides/ID` has its record."""
     lease: LeaseRequest | None
     """What it holds; none while it waits for an approver."""
     ends_at: AwareDatetime | None
     """When it ends by itself; none while it waits for an approver."""
     effective: KnobValue
     """The knob's value in force, by all that hold it."""
+    held_by_others: list[str]
+    """Other leases of the knob when it was asked for, in words."""
+    impact: list[str]
+    """What it should do to latency, hit rate and calls."""
+    approval: list[str]
+    """Why an approver must agree first; empty: nobody need."""
     workflow: str
     """Its workflow in the Temporal UI."""
-    override: OverrideRecord
 
 
 class Decision(Body):

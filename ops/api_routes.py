@@ -121,14 +121,18 @@ class Change:
             _refuse(answer)
         response.status_code = 201 if done else 202
         response.headers["Location"] = f"/overrides/{record.override_id}"
+        seen = record.assessment
         return Held(
             outcome="already-done" if answer.outcome == "not-possible" else "accepted",
             message=answer.message,
+            override_id=record.override_id,
             lease=record.lease,
             ends_at=record.ends_at,
-            effective=record.effective,
+            effective=seen.value_now if seen and not done else record.effective,
+            held_by_others=seen.conflicts if seen else [],
+            impact=seen.impact.lines if seen and seen.impact else [],
+            approval=seen.approval if seen else [],
             workflow=service.url(record.override_id),
-            override=record,
         )
 
     async def _service_for(self, body: BaseModel) -> OpsService:

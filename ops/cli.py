@@ -495,7 +495,7 @@ def main() -> NoReturn:
     it leaves without that, so that its exit code is its own.
     """
     try:
-        if sys.argv[1:2] not in (["incident"], ["override"]):
+        if sys.argv[1:2] not in (["incident"], ["override"], ["api"]):
             _add_stack_commands()
         app()
         code = 0
