@@ -51,6 +51,8 @@ class LeverStatus(StrEnum):
     FAILED = "failed"
     RELEASING = "releasing"
     RELEASED = "released"
+    KEPT = "kept"
+    """A person's override, or a person's own demand, holds it now."""
 
 
 class Lever(BaseModel):
@@ -168,6 +170,11 @@ class IncidentRecord(BaseModel):
     """Who or what the incident waits for."""
     next_step: str = ""
     next_at: AwareDatetime | None = None
+    keep_proposal: str = ""
+    """How a lever becomes the new normal, should the configured baseline have been the fault."""
+    taken_over_by: str | None = None
+    taken_over_until: AwareDatetime | None = None
+    """The automation is stopped, and the levers are this person's until then."""
     to_do: list[str] = Field(default_factory=list)
     """What remains for people to do."""
     calendar_proposal: CalendarProposal | None = None
@@ -228,7 +235,7 @@ def render_details(record: IncidentRecord, how_to: str) -> str:
     if record.next_step:
         parts.append(f"**Next**: {record.next_step}" + (f", at {utc(record.next_at)}" if record.next_at else ""))
     if record.phase is Phase.AWAITING_DECISION:
-        parts.append(how_to)
+        parts += [how_to, *([record.keep_proposal] if record.keep_proposal else [])]
     if record.to_do:
         parts += ["**To do**:", "\n".join(f"- {item}" for item in record.to_do)]
     if record.outcome:

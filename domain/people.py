@@ -41,7 +41,7 @@ class Roster(BaseModel):
 
 def needed_role(action: str, *, recovered: bool) -> Role:
     """The role that an action on an incident needs. Whatever spends less or changes nothing is an engineer's."""
-    if action in ("approve_revert", "reject", "release_lever"):
+    if action in ("approve_revert", "approve_keep", "reject", "release_lever"):
         return Role.APPROVER
     if action == "abort" and not recovered:
         return Role.APPROVER

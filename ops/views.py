@@ -45,6 +45,7 @@ _LEVER_STYLES = {
     LeverStatus.FAILED: "bold red",
     LeverStatus.RELEASING: "cyan",
     LeverStatus.RELEASED: "green",
+    LeverStatus.KEPT: "bold cyan",
     LeverStatus.NOT_NEEDED: "dim",
 }
 

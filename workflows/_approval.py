@@ -1,4 +1,4 @@
-"""What people may do to an incident: six updates, each with a typed answer that stays in the record.
+"""What people may do to an incident: eight updates, each with a typed answer that stays in the record.
 
 The role is read from the roster at the moment of the decision. Malformed input is refused before it is accepted and
 leaves no trace; one who may not, or comes too late, gets a typed answer and a line in the record.
@@ -12,19 +12,24 @@ from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, span
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
+    APPROVE_KEEP,
     APPROVE_REVERT,
     EXTEND,
     RECORD,
     REJECT,
     RELEASE_LEVER,
+    TAKE_OVER,
     ExtendRequest,
+    KeepRequest,
     PersonRequest,
     ReleaseLeverRequest,
+    TakeOverRequest,
     UpdateResult,
 )
 from domain.people import needed_role
 from workflows._mitigation import demand_end, take
 from workflows._record import Incident
+from workflows._to_person import keep, take_over
 
 ENDING = (Phase.CLEANUP, Phase.SNOOZED, Phase.CLOSED)
 
@@ -140,6 +145,24 @@ class DecidedByPeople(Incident):
             self.record.acknowledged_by = request.who
             return self.decide(ACKNOWLEDGE, request, "accepted", "acknowledged; reminders stop")
 
+    @workflow.update(name=APPROVE_KEEP)
+    async def approve_keep(self, request: KeepRequest) -> UpdateResult:
+        """Turn a lever into a standing override: for when the configured baseline was the fault."""
+        async with self.deciding:
+            if result := await self._may_not(APPROVE_KEEP, request):
+                return result
+            return self.decide(APPROVE_KEEP, request, *await keep(self, request))
+
+    @workflow.update(name=TAKE_OVER)
+    async def take_over(self, request: TakeOverRequest) -> UpdateResult:
+        """Stop the automation; the levers stay with a person until a stated end."""
+        async with self.deciding:
+            if result := await self._may_not(TAKE_OVER, request):
+                return result
+            if self.abort_asked:
+                return self.decide(TAKE_OVER, request, "not-possible", "the incident is ending")
+            return self.decide(TAKE_OVER, request, *await take_over(self, request))
+
     @approve_revert.validator
     def _check_approve(self, request: PersonRequest) -> None:
         self.refuse_blank(request)
@@ -162,6 +185,14 @@ class DecidedByPeople(Incident):
 
     @acknowledge.validator
     def _check_acknowledge(self, request: PersonRequest) -> None:
+        self.refuse_blank(request)
+
+    @approve_keep.validator
+    def _check_keep(self, request: KeepRequest) -> None:
+        self.refuse_blank(request)
+
+    @take_over.validator
+    def _check_take_over(self, request: TakeOverRequest) -> None:
         self.refuse_blank(request)
 
     async def _extend_hold(self, lever: Lever, by: timedelta) -> str:

@@ -8,7 +8,7 @@ from temporalio.exceptions import ActivityError
 
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
-from domain.incident import Lever, LeverName, LeverStatus, Phase
+from domain.incident import Lever, LeverName, LeverStatus, Phase, span
 from domain.messages import GuardRelease, WatchRelease
 from workflows import _mitigation
 from workflows._evidence import recovery_query
@@ -24,6 +24,11 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
     A hold that ends starts the whole way back by itself after an hour in recovery; otherwise people are paged.
     """
     ended_until: datetime | None = None
+    review_after = incident.now_snapshot.policy.overrides.review_after
+    incident.record.keep_proposal = (
+        f"Was a configured value the fault? `runbooks incident keep {incident.record.key} LEVER --why …` makes a lever "
+        f"your standing override, reviewed after {span(review_after)}; it ends by itself once the policy has caught up."
+    )
     while incident.record.held and not incident.abort_asked:
         hold = _next_hold(incident, ended_until)
         incident.enter(

@@ -16,7 +16,7 @@ from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import DemandOutcome
 from domain.evidence import Check, Evidence, EvidenceKey
-from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase
+from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, utc
 from domain.load import LoadSnapshot
 from domain.messages import (
     ALARM_CHANGED,
@@ -342,7 +342,7 @@ class IncidentWorkflow(DecidedByPeople):
                     model=self.model,
                     lease_ids=self.undo,
                     demand_id=self.record.incident_id,
-                    reason="aborted" if self.abort_asked else f"cleanup after {self.record.key}",
+                    reason=self._why_it_ends(),
                     event=event,
                     snapshot=self.now_snapshot,
                 ),
@@ -374,14 +374,20 @@ class IncidentWorkflow(DecidedByPeople):
         self.record.outcome = self._outcome()
         self.note("phase", self.record.outcome)
 
+    def _why_it_ends(self) -> str:
+        record = self.record
+        if record.taken_over_by is not None and record.taken_over_until is not None:
+            return f"taken over by {record.taken_over_by} until {utc(record.taken_over_until)}"
+        return "aborted" if self.abort_asked else f"cleanup after {record.key}"
+
     def _outcome(self) -> str:
         recovery = self.record.recovery_detail or "it had not recovered"
         if self.record.knobs_at_baseline and self.record.capacity_at_baseline:
             rest = "knobs and capacity are at their baseline"
         else:
             rest = "; ".join(self.record.still_held) or "not everything is back at its baseline"
-        how = "Aborted" if self.abort_asked else "Closed"
-        return f"{how}. {recovery[0].upper()}{recovery[1:]}; {rest}."
+        how = self._why_it_ends() if self.abort_asked else "closed"
+        return f"{how[0].upper()}{how[1:]}. {recovery[0].upper()}{recovery[1:]}; {rest}."
 
     async def _report(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -403,7 +409,9 @@ class IncidentWorkflow(DecidedByPeople):
             self.note("note", f"the report could not be written: {failure(error)[1]}")
 
     async def _snooze(self) -> None:
-        snooze = self.now_snapshot.policy.escalation.snooze
+        """The automation stays away until OK, or until the snooze or the person's time ends."""
+        until = self.record.taken_over_until or workflow.now() + self.now_snapshot.policy.escalation.snooze
+        snooze = max(until - workflow.now(), timedelta(0))
         self.enter(
             Phase.SNOOZED,
             waiting_for="the alarm's OK, or the end of the snooze",
@@ -412,7 +420,7 @@ class IncidentWorkflow(DecidedByPeople):
         )
         try:
             await workflow.wait_condition(
-                lambda: not self.record.alarm_on, timeout=snooze, timeout_summary="Snoozed after an abort"
+                lambda: not self.record.alarm_on, timeout=snooze, timeout_summary=f"Snoozed: {self._why_it_ends()}"
             )
         except TimeoutError:
             self.note("phase", "the snooze ended while the alarm is still on")

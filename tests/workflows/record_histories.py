@@ -31,25 +31,30 @@ from domain.messages import (
     ACKNOWLEDGE,
     ALARM_CHANGED,
     APPROVE,
+    APPROVE_KEEP,
     APPROVE_REVERT,
     CAPACITY_STATE,
     EXTEND,
     HAND_OVER,
     INCIDENT_WORKFLOW,
     LEASES_LOST,
+    OVERRIDE_WORKFLOW,
     RECORD,
     REJECT,
     RELEASE,
     RELEASE_LEVER,
+    TAKE_OVER,
     CapacityState,
     ExtendRequest,
     HandOverRequest,
     IncidentInput,
+    KeepRequest,
     OverrideExtendRequest,
     OverrideInput,
     PersonRequest,
     ReleaseLeverRequest,
     StartOverride,
+    TakeOverRequest,
     UpdateResult,
     capacity_id,
     incident_id,
@@ -266,9 +271,48 @@ async def override(play: Play) -> None:
     await play.asks(RELEASE, ENGINEER)
 
 
+async def kept(play: Play) -> None:
+    """Routing becomes a standing override; the rest is given back."""
+    await play.opens()
+    await play.recovers()
+    routing = KeepRequest(who=APPROVER, why="the new normal", lever=LeverName.MODEL_ROUTING)
+    await play.asks(APPROVE_KEEP, ENGINEER, "denied", routing.model_copy(update={"who": ENGINEER}))
+    await play.asks(APPROVE_KEEP, APPROVER, request=routing)
+    await play.asks(APPROVE_KEEP, APPROVER, "already-done", routing)
+    capacity = routing.model_copy(update={"lever": LeverName.CAPACITY})
+    await play.asks(APPROVE_KEEP, APPROVER, "not-possible", capacity)
+    await play.approved()
+    await play.reaches(Phase.CLOSED)
+    async for execution in play.client.list_workflows(f"WorkflowType = '{OVERRIDE_WORKFLOW}'"):
+        request = PersonRequest(who=ENGINEER, why="recorded")
+        await play.client.get_workflow_handle(execution.id).execute_update(RELEASE, request, result_type=UpdateResult)
+
+
+async def taken_over(play: Play) -> None:
+    """The automation stops; a person has the levers for three seconds, and the alarm stays on as long."""
+    await play.opens()
+    request = TakeOverRequest(who=ENGINEER, why="we know what it is", lasts=3 * SECOND, to=APPROVER)
+    too_long = request.model_copy(update={"lasts": timedelta(days=365)})
+    await play.asks(TAKE_OVER, ENGINEER, "not-possible", too_long)
+    nobody = request.model_copy(update={"to": "nobody@example.com"})
+    await play.asks(TAKE_OVER, ENGINEER, "not-possible", nobody)
+    await play.asks(TAKE_OVER, ENGINEER, request=request)
+
+
 PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
     path.__name__: path
-    for path in (approved, rejected_then_approved, hold_ended, aborted, lever_failed, alarm_returned, triage, override)
+    for path in (
+        approved,
+        rejected_then_approved,
+        hold_ended,
+        aborted,
+        lever_failed,
+        alarm_returned,
+        triage,
+        override,
+        kept,
+        taken_over,
+    )
 }
 
 

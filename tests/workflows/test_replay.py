@@ -48,8 +48,14 @@ def test_every_path_is_recorded() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
     types = await replay(read(path))
-    incident = {workflow.__name__ for workflow in WORKFLOWS} - {OVERRIDE_WORKFLOW}
-    assert types == {"triage": {INCIDENT_WORKFLOW}, "override": {OVERRIDE_WORKFLOW}}.get(path.stem, incident)
+    everything = {workflow.__name__ for workflow in WORKFLOWS}
+    special = {
+        "triage": {INCIDENT_WORKFLOW},
+        "override": {OVERRIDE_WORKFLOW},
+        "kept": everything,
+        "taken_over": everything,
+    }
+    assert types == special.get(path.stem, everything - {OVERRIDE_WORKFLOW})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
