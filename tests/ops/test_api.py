@@ -119,7 +119,9 @@ async def test_only_health_and_the_document_are_open(api: Api) -> None:
     assert (await api.http.get("/healthz")).json() == {"status": "ok"}
     assert (await api.http.get("/readyz")).json() == {"status": "ok"}
     document = (await api.http.get("/openapi.json")).json()
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     for path, operations in document["paths"].items():
+        assert all(f"/{part}" in page or f"`{part}`" in page for part in path.split("/")[1:] if "{" not in part), path
         for method, operation in operations.items():
             is_open = path in ("/healthz", "/readyz")
             assert ("security" in operation) != is_open
