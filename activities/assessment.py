@@ -1,11 +1,17 @@
 """What an incident knows before it acts, read in one step because every step before the levers delays them."""
 
+import asyncio
+from datetime import UTC, datetime, timedelta
+
 from temporalio import activity
 
 from activities.cloudwatch import CloudWatchActivities
 from activities.settings import SettingsActivities
-from domain.messages import AssessThrottle, ThrottleAssessment, load_query
+from domain.load import LoadSnapshot
+from domain.messages import AssessThrottle, LoadQuery, ThrottleAssessment, load_query
 from domain.runbooks import throttle
+
+_TRY_AGAIN = timedelta(milliseconds=100)
 
 
 class AssessmentActivities:
@@ -16,9 +22,23 @@ class AssessmentActivities:
         self._cloudwatch = cloudwatch
 
     @activity.defn
-    def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
-        """Scenario 1's levers for the load as it is now."""
+    async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
+        """Scenario 1's levers for the load as it is now; when it cannot be read within the budget, for none."""
         snapshot = request.snapshot or self._settings.snapshot()
-        load = self._cloudwatch.read_load(load_query(snapshot.policy, request.model))
-        plan = throttle.plan(request.model, load, snapshot.policy, snapshot.clock, request.now)
-        return ThrottleAssessment(snapshot=snapshot, load=load, plan=plan)
+        policy = snapshot.policy
+        load, unread = await self._load(load_query(policy, request.model), policy.evidence.budget)
+        plan = throttle.plan(request.model, load, policy, snapshot.clock, request.now)
+        return ThrottleAssessment(snapshot=snapshot, load=load, unread=unread, plan=plan)
+
+    async def _load(self, query: LoadQuery, budget: timedelta) -> tuple[LoadSnapshot, str]:
+        why = f"no answer within {budget.total_seconds():g} s"
+        try:
+            async with asyncio.timeout(budget.total_seconds()):
+                while True:
+                    try:
+                        return await asyncio.to_thread(self._cloudwatch.read_load, query), ""
+                    except Exception as error:
+                        why = str(error)
+                    await asyncio.sleep(_TRY_AGAIN.total_seconds())
+        except TimeoutError:
+            return LoadSnapshot(observed_at=datetime.now(UTC)), why

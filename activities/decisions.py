@@ -6,7 +6,7 @@ from temporalio import activity
 from domain import capacity
 from domain.capacity import CapacityPlan, Situation
 from domain.incident import span
-from domain.messages import AssessOverride, CaughtUp, DiagnoseThrottle, GuardRelease, PlanThrottle
+from domain.messages import AssessOverride, CaughtUp, DiagnoseThrottle, GuardRelease
 from domain.override import Assessment, assess, has_caught_up
 from domain.runbooks import throttle
 from domain.trees import Diagnosis, diagnose
@@ -19,12 +19,6 @@ class DecisionActivities:
     async def diagnose_throttle(self, request: DiagnoseThrottle) -> Diagnosis:
         """Scenario 1's tree over what is known."""
         return diagnose(throttle.TREE, request.evidence)
-
-    @activity.defn
-    async def plan_throttle(self, request: PlanThrottle) -> throttle.MitigationPlan:
-        """The levers of scenario 1."""
-        snapshot = request.snapshot
-        return throttle.plan(request.model, request.load, snapshot.policy, snapshot.clock, request.now)
 
     @activity.defn
     async def guard_release(self, request: GuardRelease) -> throttle.Guard:

@@ -444,16 +444,9 @@ class ThrottleAssessment(Message):
 
     snapshot: PolicySnapshot
     load: LoadSnapshot
+    unread: str = ""
+    """Why the load could not be read, and is empty."""
     plan: MitigationPlan
-
-
-class PlanThrottle(Message):
-    """Scenario 1's levers for what is known."""
-
-    model: str
-    load: LoadSnapshot
-    snapshot: PolicySnapshot
-    now: AwareDatetime
 
 
 class GuardRelease(Message):

@@ -221,7 +221,7 @@ class EscalationPolicy(Section):
 class EvidencePolicy(Section):
     """Reading before acting."""
 
-    budget: timedelta = timedelta(seconds=2)
+    budget: timedelta = Field(default=timedelta(seconds=2), gt=timedelta(0), le=timedelta(seconds=5))
     """After this, mitigation goes ahead on what is known; technical, not scaled."""
     recent_changes: ScaledDuration = timedelta(hours=24)
     metric_lookback: ScaledDuration = timedelta(minutes=10)

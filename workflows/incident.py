@@ -8,7 +8,6 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ChildWorkflowError
 
 from activities.assessment import AssessmentActivities
-from activities.decisions import DecisionActivities
 from activities.entities import EntityActivities
 from activities.leases import LeaseActivities
 from activities.report import ReportActivities
@@ -17,7 +16,6 @@ from domain.calendar import CalendarEvent
 from domain.capacity import DemandOutcome
 from domain.evidence import Check, Evidence, EvidenceKey
 from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, utc
-from domain.load import LoadSnapshot
 from domain.messages import (
     ALARM_CHANGED,
     ALARM_REPEATED,
@@ -33,7 +31,6 @@ from domain.messages import (
     LeversChanged,
     MitigationInput,
     MitigationResult,
-    PlanThrottle,
     ReportInput,
     TakeLeases,
 )
@@ -165,24 +162,16 @@ class IncidentWorkflow(DecidedByPeople):
 
     async def _assess(self) -> MitigationPlan:
         """Read the policy (at first) and the load, and plan. Unreadable load: free levers act, nothing is bought."""
-        try:
-            assessment = await read(
-                AssessmentActivities.assess_throttle,
-                AssessThrottle(model=self.model, now=workflow.now(), snapshot=self.snapshot),
-                summary="Re-read the metrics of the alarm, plan the levers",
-            )
-        except ActivityError as error:
-            self.snapshot = self.snapshot or await load_policy()
-            self.note("finding", f"the metrics could not be read, so nothing is bought: {failure(error)[1]}")
-            now = workflow.now()
-            nothing = LoadSnapshot(observed_at=now)
-            return await decide(
-                DecisionActivities.plan_throttle,
-                PlanThrottle(model=self.model, load=nothing, snapshot=self.snapshot, now=now),
-                summary="Plan the levers without metrics",
-            )
+        assessment = await decide(
+            AssessmentActivities.assess_throttle,
+            AssessThrottle(model=self.model, now=workflow.now(), snapshot=self.snapshot),
+            summary="Re-read the metrics of the alarm, plan the levers",
+        )
         self.snapshot = assessment.snapshot
-        self.read(assessment.load)
+        if assessment.unread:
+            self.note("finding", f"the metrics could not be read, so nothing is bought: {assessment.unread}")
+        else:
+            self.read(assessment.load)
         return assessment.plan
 
     async def _investigate(self) -> None:
