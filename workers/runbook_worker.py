@@ -3,16 +3,12 @@
 import argparse
 import asyncio
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
-import redis
 import structlog
 from pydantic import ValidationError
-from temporalio.client import Client
-from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.assessment import AssessmentActivities
@@ -29,12 +25,13 @@ from activities.pages import PageActivities
 from activities.report import ReportActivities
 from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
 from dataplane.connection import connect as connect_redis
+from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
-from domain.messages import LEASES_LOST
 from domain.people import Roster
 from workers.clients import AwsClients
 from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
+from workers.redis_loss import watch_redis
 from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
@@ -54,8 +51,6 @@ ACTIVITY_SLOTS = 1000
 """Every open incident waits in one or two activities at all times; those hold a slot and no thread."""
 DRAIN = timedelta(seconds=10)
 """What a running activity may still take after SIGTERM."""
-EPOCH_POLL_SECONDS = 1.0
-TELL_AGAIN_SECONDS = 5.0
 
 _log = structlog.get_logger()
 
@@ -100,36 +95,6 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     ]
 
 
-async def watch_epoch(ledger: Ledger, client: Client) -> None:
-    """Notice a lost Redis by its missing or changed marker, and tell every workflow that holds leases.
-
-    The marker is made anew only once they were told. They are told a second time, because a workflow that took its
-    leases a moment ago is not in the visibility store yet. Redis away: nothing is known, and nothing is told.
-    """
-    known: str | None = None
-    tell_again_at: float | None = None
-    while True:
-        try:
-            found = (await asyncio.to_thread(ledger.leases)).epoch
-            lost = found is None or known not in (None, found)
-            if lost or (tell_again_at is not None and time.monotonic() >= tell_again_at):
-                _log.warning("redis lost its state; lease holders are told", epoch=found, known=known)
-                await _tell_holders(client)
-                tell_again_at = time.monotonic() + TELL_AGAIN_SECONDS if lost else None
-            known = found or await asyncio.to_thread(ledger.ensure_epoch)
-        except (redis.RedisError, RPCError) as error:
-            _log.warning("leases cannot be looked after now", error=str(error))
-        await asyncio.sleep(EPOCH_POLL_SECONDS)
-
-
-async def _tell_holders(client: Client) -> None:
-    async for execution in client.list_workflows("HoldsLeases = true AND ExecutionStatus = 'Running'"):
-        try:
-            await client.get_workflow_handle(execution.id, run_id=execution.run_id).signal(LEASES_LOST)
-        except RPCError as error:
-            _log.warning("a lease holder could not be told", workflow=execution.id, error=str(error))
-
-
 async def serve(settings: Settings) -> None:
     """Run the worker until cancelled; running activities get `DRAIN` then."""
     client = await connect(settings)
@@ -152,7 +117,9 @@ async def serve(settings: Settings) -> None:
             _log.info("runbook worker is ready", task_queue=settings.task_queue)
             await asyncio.to_thread(ReportActivities.warm)
             keep_loaded()
-            await watch_epoch(ledger, client)
+            policy = load_policy(settings.policy_file, settings.clock)
+            with Knobs(connection, policy.baseline) as knobs:
+                await watch_redis(ledger, knobs, client)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from domain.calendar import CalendarEvent
 from domain.capacity import DemandOutcome
 from domain.evidence import Check, Evidence, EvidenceKey
 from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, utc
+from domain.knobs import Holder
 from domain.messages import (
     ALARM_CHANGED,
     ALARM_REPEATED,
@@ -31,6 +32,7 @@ from domain.messages import (
     LeversChanged,
     MitigationInput,
     MitigationResult,
+    ReleaseLeases,
     ReportInput,
     TakeLeases,
 )
@@ -274,6 +276,8 @@ class IncidentWorkflow(DecidedByPeople):
             async with self.deciding:  # an extension at the same moment must not be overtaken
                 await self._prolong_demand()
             leases = [lever.lease for lever in self.record.held if lever.lease and lever.status is LeverStatus.IN_FORCE]
+            if lost:
+                await self._release_former({lease.lease_id for lease in leases})
             if not leases:
                 continue
             try:
@@ -284,9 +288,32 @@ class IncidentWorkflow(DecidedByPeople):
                 self.page(ON_CALL, f"leases could not be renewed and will lapse: {failure(error)[1]}")
                 continue
             if lost or changed:
-                self.note(
-                    "lever", f"leases renewed after Redis lost its state: {', '.join(changed) or 'all were there'}"
-                )
+                why = "Redis lost writes" if lost else "nobody renewed them in time, and they had lapsed"
+                self.note("lever", f"leases renewed, because {why}: {', '.join(changed) or 'all were there'}")
+
+    async def _release_former(self, held: set[str]) -> None:
+        """What was given back: a replica that had lost the last writes may have brought it back.
+
+        Not while levers are being taken: their leases are known before they are held.
+        """
+        if self.record.phase not in (Phase.VERIFYING, Phase.AWAITING_DECISION):
+            return
+        levers = {lever.lease.lease_id for lever in self.record.held if lever.lease}
+        former = [lease_id for lease_id in self.undo if lease_id not in held | levers]
+        if not former:
+            return
+        try:
+            await mutate(
+                LeaseActivities.release_leases,
+                ReleaseLeases(
+                    lease_ids=former,
+                    holder=Holder(kind="incident", id=self.record.incident_id),
+                    reason="was given back before Redis lost writes",
+                ),
+                summary="Release again what was given back",
+            )
+        except ActivityError as error:
+            self.note("note", f"what was given back could not be released again: {failure(error)[1]}")
 
     def _remind(self) -> None:
         """Remind people of an incident that nobody acknowledged. With the renewals, so that it costs no timer."""

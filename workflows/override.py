@@ -347,6 +347,8 @@ class OverrideWorkflow(OnRecord):
             lost, self._leases_lost = self._leases_lost, False
             assert self.record.lease is not None
             try:
+                if lost:
+                    await self._release_former()
                 changed = await mutate(
                     LeaseActivities.renew_leases,
                     TakeLeases(leases=[self.record.lease], until=self.record.ends_at),
@@ -356,8 +358,15 @@ class OverrideWorkflow(OnRecord):
                 self.page(self.record.owner, f"the lease could not be put back: {failure(error)[1]}")
                 continue
             if changed:
-                why = "Redis lost its state" if lost else "the lease had lapsed while nobody renewed it"
+                why = "Redis lost writes" if lost else "the lease had lapsed while nobody renewed it"
                 self.note("lever", f"{why}: {', '.join(changed)}")
+
+    async def _release_former(self) -> None:
+        """Of former owners: a replica that had lost the last writes may have brought them back."""
+        current = self.record.lease
+        for lease in self.record.undo:
+            if current is not None and lease.lease_id != current.lease_id:
+                await self._release_lease(lease, "handed over", PROMPT)
 
     async def _watch_baseline(self) -> None:
         """Compare a standing override with the configured baseline, as it is each time."""
@@ -560,7 +569,6 @@ class OverrideWorkflow(OnRecord):
                 return self.decide(HAND_OVER, request, "not-possible", f"try again: {failure(error)[1]}")
             try:
                 await self._release_lease(old, f"handed over to {request.to}", PROMPT)
-                record.undo = [lease for lease in record.undo if lease.lease_id != old.lease_id]
             except ActivityError as error:
                 self.note("note", f"the lease of {record.owner} goes on beside it: {failure(error)[1]}")
             record.owner = request.to

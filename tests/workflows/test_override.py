@@ -20,6 +20,7 @@ from activities.entities import EntityActivities, start_override
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.settings import SettingsActivities
+from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from domain.clock import RehearsalClock
 from domain.knobs import Holder, KnobName, KnobValue, LeaseRequest
@@ -43,7 +44,7 @@ from domain.override import OverrideEnd, OverrideKind, OverridePhase, OverrideRe
 from domain.policy import OverridesPolicy, Policy
 from tests.servers import TemporalServer, ValkeyServer
 from tests.workflows.fakes import APPROVER, ENGINEER, FakeCloudWatch, activities_of
-from workers.runbook_worker import watch_epoch
+from workers.redis_loss import watch_redis
 from workers.temporal import runbook_plugin
 from workflows.override import OverrideWorkflow
 
@@ -349,7 +350,8 @@ async def test_a_lost_redis_is_put_back_with_the_time_left_and_what_ended_is_not
     gone = await stack.set(TTL, 300)
     await stack.asks(gone, RELEASE, by(ENGINEER))
     stack.ledger.ensure_epoch()
-    watching = asyncio.create_task(watch_epoch(stack.ledger, stack.client))
+    knobs = Knobs(redis_client, Policy().baseline).start()
+    watching = asyncio.create_task(watch_redis(stack.ledger, knobs, stack.client))
     try:
         redis_client.flushall()
         await stack.until(lambda: len(stack.ledger.leases().leases) == 2)
@@ -361,10 +363,11 @@ async def test_a_lost_redis_is_put_back_with_the_time_left_and_what_ended_is_not
         assert pinned.record.lease is not None
         assert leases[WINDOW].acquired_at == pinned.record.lease.acquired_at, "a pin keeps its place"
         record = await stack.record(kept)
-        assert any("Redis lost its state" in entry.text for entry in record.timeline)
+        assert any("Redis lost writes" in entry.text for entry in record.timeline)
         assert (await stack.ended(kept)).end is OverrideEnd.ON_TIME
     finally:
         watching.cancel()
+        knobs.close()
 
 
 async def test_with_the_control_plane_dead_the_lease_lapses_and_is_noticed_afterwards(stack: Stack) -> None:
