@@ -26,6 +26,9 @@ class AssessmentActivities:
         """Scenario 1's levers for the load as it is now; when it cannot be read within the budget, for none."""
         snapshot = request.snapshot or self._settings.snapshot()
         policy = snapshot.policy
+        if request.model not in policy.models:
+            nothing = LoadSnapshot(observed_at=datetime.now(UTC))
+            return ThrottleAssessment(snapshot=snapshot, load=nothing, plan=None)
         load, unread = await self._load(load_query(policy, request.model), policy.evidence.budget)
         plan = throttle.plan(request.model, load, policy, snapshot.clock, request.now)
         return ThrottleAssessment(snapshot=snapshot, load=load, unread=unread, plan=plan)

@@ -4,23 +4,25 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities._polling import elapsed, pause
+from activities.cloudwatch import evidence_of
 from dataplane.routes import Routes
 from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel, Survey, Surveyed, merged, plan
 from domain.errors import ErrorKind
-from domain.messages import AwaitedModel, AwaitModel, CreateModel, DeleteModel
+from domain.evidence import Check, EvidenceKey
+from domain.messages import AwaitedModel, AwaitModel, AwaitUnits, CheckCapacity, CreateModel, DeleteModel, FleetUnits
 from domain.policy import ModelPolicy
 from domain.routes import CapacityRoutes
 
 if TYPE_CHECKING:
     from types_boto3_bedrock.client import BedrockClient
     from types_boto3_bedrock.type_defs import ProvisionedModelSummaryTypeDef, TagTypeDef
-
-_HEARTBEAT_SECONDS = 5.0
 
 
 class BedrockActivities:
@@ -39,16 +41,61 @@ class BedrockActivities:
         fleet = merged(known, listed, request.unlisted, request.gone)
         return Surveyed(listed=listed, plan=plan(situation.model_copy(update={"fleet": fleet})))
 
+    @activity.defn
+    def check_capacity(self, request: CheckCapacity) -> list[Check]:
+        """First-response check 3: is provisioned throughput at the expected level?"""
+        started = time.perf_counter()
+        fleet = self._units(request.spec)
+        now = datetime.now(UTC)
+        creating = f", {fleet.creating} more are being created" if fleet.creating else ""
+        level = "as expected" if fleet.units >= request.expected_units else f"{request.expected_units} are expected"
+        return [
+            Check(
+                name="Provisioned throughput",
+                finding=f"{fleet.units} units of {request.model} are in service, {level}{creating}",
+                breaching=fleet.units < request.expected_units,
+                evidence=evidence_of(
+                    {EvidenceKey.UNITS_IN_SERVICE: fleet.units, EvidenceKey.UNITS_CREATING: fleet.creating},
+                    "bedrock ListProvisionedModelThroughputs",
+                    now,
+                    "not in the answer",
+                ),
+                observed_at=now,
+                duration_ms=(time.perf_counter() - started) * 1000,
+            )
+        ]
+
+    @activity.defn
+    async def await_units(self, request: AwaitUnits) -> FleetUnits:
+        """Poll until exactly `units` are in service and none is in creation, or give up; answers what there is."""
+        while True:
+            fleet = await asyncio.to_thread(self._units, request.spec)
+            if (fleet.units == request.units and not fleet.creating) or elapsed() >= request.give_up_after:
+                return fleet
+            await pause(request.poll_interval, fleet.units)
+
+    def _units(self, spec: ModelPolicy) -> FleetUnits:
+        """Units of a model, whoever made them."""
+        fleet = [_model(summary, ours=False) for summary in self._summaries(spec)]
+        return FleetUnits(
+            units=sum(model.units for model in fleet if model.status in ("InService", "Updating")),
+            creating=sum(model.units for model in fleet if model.status == "Creating"),
+        )
+
     def _list(self, spec: ModelPolicy, known: Mapping[str, bool]) -> Iterator[ProvisionedModel]:
         """Tags tell which are ours; those of `known` ARNs are not read again."""
+        for summary in self._summaries(spec):
+            ours = self._is_ours(summary["provisionedModelArn"], known)
+            if ours is not None:
+                yield _model(summary, ours)
+
+    def _summaries(self, spec: ModelPolicy) -> "Iterator[ProvisionedModelSummaryTypeDef]":
         model_ids = {spec.model_id, spec.provisioned_model_id}
         # Listed whole and filtered here: AWS does not say which ARN `modelArnEquals` compares for a context variant.
         for page in self._bedrock.get_paginator("list_provisioned_model_throughputs").paginate():
             for summary in page["provisionedModelSummaries"]:
-                bases = {summary[name].rpartition("/")[2] for name in ("modelArn", "foundationModelArn")}
-                ours = self._is_ours(summary["provisionedModelArn"], known) if bases & model_ids else None
-                if ours is not None:
-                    yield _model(summary, ours)
+                if model_ids & {summary[name].rpartition("/")[2] for name in ("modelArn", "foundationModelArn")}:
+                    yield summary
 
     def _is_ours(self, arn: str, known: Mapping[str, bool]) -> bool | None:
         """None: it has vanished since it was listed."""
@@ -106,16 +153,12 @@ class BedrockActivities:
             )
 
     async def _poll(self, request: AwaitModel, until_gone: bool) -> AwaitedModel:
-        give_up_at = time.monotonic() + request.give_up_after.total_seconds()
         while True:
             seen = await asyncio.to_thread(self._look, request.arn)
             ended = seen.status is None or (seen.status != "Creating" and not until_gone)
-            next_look_at = time.monotonic() + request.poll_interval.total_seconds()
-            if ended or next_look_at > give_up_at:
+            if ended or elapsed() + request.poll_interval > request.give_up_after:
                 return seen
-            while (remaining := next_look_at - time.monotonic()) > 0:
-                activity.heartbeat(seen.status)
-                await asyncio.sleep(min(remaining, _HEARTBEAT_SECONDS))
+            await pause(request.poll_interval, seen.status)
 
     def _look(self, arn: str) -> AwaitedModel:
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from temporalio import activity
 
+from activities._polling import elapsed, pause
 from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
 from domain.incident import RecoveryCheck
 from domain.load import LoadSnapshot, ModelLoad, total_offered
@@ -32,8 +33,6 @@ THROTTLE_PERIODS = 10
 """Periods whose throttle share is reported."""
 FRESH_PERIODS = 3
 """A gauge is current if it is at most so many periods older than the newest one."""
-BREACH_POLLS = 2
-"""Polls in a row that must breach before a watched release counts as failed: one blip is none."""
 
 
 class CloudWatchActivities:
@@ -52,20 +51,19 @@ class CloudWatchActivities:
     async def await_recovery(self, request: AwaitRecovery) -> AwaitedRecovery:
         """Poll until recovered. Heartbeats carry since when each measure has been met, so a dead worker loses nothing.
 
-        CloudWatch away: the measures stay as they were and polling goes on.
+        CloudWatch away: the measures stay as they were, polling goes on, and the answer says what could not be read.
         """
-        started = time.monotonic()
+        query = request.query
         checks, peak, p99_since = request.checks, 0.0, None
         if details := activity.info().heartbeat_details:
             checks = [RecoveryCheck.model_validate(item) for item in details[0]]
-            peak = float(details[1])
-            started -= float(details[2])
+            peak, p99_since = float(details[1]), datetime.fromisoformat(details[2]) if details[2] else None
         load: LoadSnapshot | None = None
         ended = "gave-up"
         while True:
-            load = await self._try_read(request.query.load) or load
-            if load is not None:
-                query = request.query
+            read, unread = await self._try_read(query.load)
+            if read is not None:
+                load = read
                 checks = recovery_checks(query.model, load, query.recovery, checks, query.p99_before_ms)
                 peak = max(peak, total_offered(load))
                 since = held_since(checks)
@@ -77,45 +75,46 @@ class CloudWatchActivities:
                 if p99_since is not None and load.observed_at - p99_since >= request.page_p99_for:
                     ended = "p99-high"
                     break
-            elapsed = time.monotonic() - started
-            activity.heartbeat([check.model_dump(mode="json") for check in checks], peak, elapsed)
-            if elapsed >= request.give_up_after.total_seconds():
+            if elapsed() >= request.give_up_after:
                 break
-            await asyncio.sleep(request.query.recovery.poll_interval.total_seconds())
+            state = [check.model_dump(mode="json") for check in checks]
+            await pause(query.recovery.poll_interval, state, peak, p99_since.isoformat() if p99_since else "")
         return AwaitedRecovery.model_validate(
             {
                 "ended": ended,
                 "checks": checks,
                 "load": load,
                 "peak_offered_tokens_per_second": peak,
-                "effects": effects(request.query.model, load) if load else [],
+                "effects": effects(query.model, load) if load else [],
+                "unread": unread,
             }
         )
 
     @activity.defn
     async def watch_release(self, request: WatchRelease) -> WatchedRelease:
-        """Poll for the whole watch, or until the service breaches in two polls running."""
-        started = time.monotonic()
-        if details := activity.info().heartbeat_details:
-            started -= float(details[0])
+        """Poll for the whole watch, or until the service breaches in several polls running.
+
+        A watch that could not see the service to its end is not clean: what it did not see counts as a breach.
+        """
+        query = request.query
         checks: list[RecoveryCheck] = []
         load: LoadSnapshot | None = None
-        breached = 0
-        seen: datetime | None = None
+        breached = blind = 0
         while True:
-            await asyncio.sleep(request.poll_interval.total_seconds())
-            read = await self._try_read(request.query.load)
-            if read is not None and read.observed_at != seen:
-                load, seen = read, read.observed_at
-                query = request.query
+            await pause(request.poll_interval)
+            read, unread = await self._try_read(query.load)
+            if read is None or not _seen(read, query.model, load):
+                blind += 1
+            else:
+                load, blind = read, 0
                 checks = recovery_checks(query.model, load, query.recovery, checks, query.p99_before_ms)
                 breached = breached + 1 if breaching(checks) else 0
-                if breached >= BREACH_POLLS:
+                if breached >= request.breach_polls:
                     return WatchedRelease(breaches=breaching(checks), checks=checks, load=load)
-            elapsed = time.monotonic() - started
-            activity.heartbeat(elapsed)
-            if elapsed >= request.watch.total_seconds():
-                return WatchedRelease(breaches=[], checks=checks, load=load)
+            if elapsed() >= request.watch:
+                unseen = [f"the service could not be seen: {unread or 'no new metrics'}"]
+                blinded = load is None or blind >= request.blind_polls
+                return WatchedRelease(breaches=unseen if blinded else [], checks=checks, load=load)
 
     @activity.defn
     def check_metrics(self, query: RecoveryQuery) -> list[Check]:
@@ -156,12 +155,13 @@ class CloudWatchActivities:
             ),
         ]
 
-    async def _try_read(self, query: LoadQuery) -> LoadSnapshot | None:
+    async def _try_read(self, query: LoadQuery) -> tuple[LoadSnapshot | None, str]:
+        """The load, or None and why it could not be read."""
         try:
-            return await asyncio.to_thread(self._read, query)
+            return await asyncio.to_thread(self._read, query), ""
         except Exception as error:
             activity.logger.warning("CloudWatch could not be read, polling goes on", extra={"error": str(error)})
-            return None
+            return None, str(error)
 
     def _read(self, query: LoadQuery) -> LoadSnapshot:
         wanted: dict[str, MetricDataQueryTypeDef] = {}
@@ -242,9 +242,25 @@ def snapshot(
         hit_rate=None if hits is None else hits / 100,
         queue_depth=current("queue"),
         p99_ms=current("p99"),
+        p99_before_ms=_before_throttles(series["p99"], [series[f"throttles {model}"] for model in models]),
         fallback_percent=current("fallback"),
         tasks_running=current("tasks"),
     )
+
+
+def _seen(load: LoadSnapshot, model: str, before: LoadSnapshot | None) -> bool:
+    """Whether the reading says something new of a service that answers."""
+    new = before is None or load.observed_at > before.observed_at
+    calls_made = (load.model(model).sent_tokens_per_second or 0) > 0
+    return new and bool(load.models) and (load.p99_ms is not None or not calls_made)
+
+
+def _before_throttles(p99: Series, throttles: list[Series]) -> float | None:
+    """The oldest P99 in the lookback, if nothing was throttled yet then."""
+    at = min(p99, default=None)
+    if at is None or any(series.get(at, 0) > 0 for series in throttles):
+        return None
+    return p99[at]
 
 
 def demand(query: RecoveryQuery, load: LoadSnapshot) -> float | None:

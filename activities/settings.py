@@ -8,8 +8,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedBase
 from ruamel.yaml.error import YAMLError
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from domain.clock import RehearsalClock, compress
+from domain.errors import ErrorKind
 from domain.messages import Authorise, Authorised, PolicySnapshot
 from domain.people import Roster
 from domain.policy import Policy
@@ -85,15 +87,20 @@ class SettingsActivities:
         self._parsed: tuple[object, PolicySnapshot] | None = None
 
     def snapshot(self) -> PolicySnapshot:
-        """The policy as it is configured now.
+        """The policy as it is configured now. A file that was broken since is said, and the last good one serves on.
 
         Raises:
-            ConfigurationError: as `load_yaml`.
+            ApplicationError: Unavailable, tried again: the file has been broken since this process began.
         """
         version = _version(self._policy_file)
         if self._parsed is None or self._parsed[0] != version:
             # Parsed once: YAML with line numbers takes 5 ms for a few lines, and this stands before every lever.
-            policy = load_policy(self._policy_file, self._clock)
+            try:
+                policy = load_policy(self._policy_file, self._clock)
+            except ConfigurationError as error:
+                if self._parsed is None:
+                    raise ApplicationError(str(error), type=ErrorKind.UNAVAILABLE) from error
+                return self._parsed[1].model_copy(update={"broken": str(error)})
             self._parsed = version, PolicySnapshot(policy=policy, clock=self._clock)
         return self._parsed[1]
 

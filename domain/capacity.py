@@ -231,7 +231,7 @@ def plan(situation: Situation) -> CapacityPlan:
     leader = max(active, key=lambda demand: (demand.units, demand.end, demand.demand_id), default=None)
     if leader is not None and leader.units <= spec.baseline_units:
         leader = None
-    desired = _clamped(leader.units if leader else spec.baseline_units, spec)
+    desired = spec.clamped(leader.units if leader else spec.baseline_units)
     fleet = situation.fleet or ()
     landed = {model.name for model in fleet}
     sending = [order for order in situation.sending if order.name not in landed]
@@ -240,7 +240,7 @@ def plan(situation: Situation) -> CapacityPlan:
     fixed_units = _units(alive) - _units(ours) + _units(sending)
     target = max(0, desired - fixed_units)
     leaving_units = sum(model.units for model in fleet if model.arn in situation.leaving)
-    room = max(0, _limit(spec) - _units(alive) - _units(sending) - leaving_units)
+    room = max(0, spec.most_units - _units(alive) - _units(sending) - leaving_units)
 
     sums = _subsets(ours)
     kept = sums[max(total for total in sums if total <= target)]
@@ -295,14 +295,6 @@ def plan(situation: Situation) -> CapacityPlan:
         ended=tuple(demand.demand_id for demand in situation.demands if demand.end <= now),
         next_change_at=_next_change(situation, alive, ends_at > desired),
     )
-
-
-def _limit(spec: ModelPolicy) -> int:
-    return spec.ceiling_units if spec.quota_units is None else min(spec.ceiling_units, spec.quota_units)
-
-
-def _clamped(units: int, spec: ModelPolicy) -> int:
-    return min(max(units, spec.floor_units), _limit(spec))
 
 
 def _units(items: Iterable[ProvisionedModel] | Iterable[Order]) -> int:
@@ -384,7 +376,7 @@ def _why_not(situation: Situation, desired: int, ends_at: int, fixed_units: int,
         return f"{fixed_units} units are others', committed, within their minimum hold or just asked for"
     return (
         f"{ends_at - desired} units too many stay: to replace them by fewer, both would have to stand side by side, "
-        f"and {_limit(situation.spec)} units are the limit"
+        f"and {situation.spec.most_units} units are the limit"
     )
 
 
@@ -409,7 +401,7 @@ def _summary(
 def _outcome(
     demand: Demand, situation: Situation, alive: Sequence[ProvisionedModel], asking: Sequence[Order]
 ) -> DemandOutcome:
-    wanted = _clamped(demand.units, situation.spec)
+    wanted = situation.spec.clamped(demand.units)
     used = sum(model.units for model in alive if model.in_service and model.arn in situation.routed)
     coming = _units(alive) - used
     parts = [f"{used} of {wanted} units in service"]

@@ -197,11 +197,6 @@ class IncidentRecord(BaseModel):
         order = list(LeverName)
         return sorted((lever for lever in self.levers if lever.status in kept), key=lambda x: order.index(x.name))
 
-    @property
-    def time_to_mitigate(self) -> timedelta | None:
-        """From opening to mitigation, in workflow time."""
-        return self.mitigated_at - self.opened_at if self.mitigated_at else None
-
     def unit_hours(self, clock: RehearsalClock, until: datetime) -> float:
         """Business unit-hours of the bought capacity from landing to its release, or to `until` while it is held."""
         lever = self.lever(LeverName.CAPACITY)
@@ -276,6 +271,11 @@ def span(duration: timedelta) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def cut(text: str, most: int) -> str:
+    """`text`, at most so many characters of it."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def utc(at: AwareDatetime) -> str:

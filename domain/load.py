@@ -39,6 +39,8 @@ class LoadSnapshot(BaseModel):
     """Share of requests answered from the cache, 0 to 1."""
     queue_depth: float | None = None
     p99_ms: float | None = None
+    p99_before_ms: float | None = None
+    """P99 at the start of the lookback, if nothing was throttled then: the value before an incident that is young."""
     fallback_percent: float | None = None
     tasks_running: float | None = None
 

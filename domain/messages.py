@@ -19,7 +19,7 @@ from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequ
 from domain.load import LoadSnapshot
 from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
-from domain.policy import Policy, RecoveryPolicy
+from domain.policy import ModelPolicy, Policy, RecoveryPolicy
 from domain.runbooks.throttle import MitigationPlan
 
 TASK_QUEUE = "runbooks"
@@ -72,6 +72,8 @@ class PolicySnapshot(Message):
 
     policy: Policy
     clock: RehearsalClock
+    broken: str = ""
+    """Why the policy file as it is now could not be used; this is the last good one then."""
 
 
 class IncidentInput(Message):
@@ -82,7 +84,6 @@ class IncidentInput(Message):
     """None: triage."""
     model: str | None
     alarm: AlarmChange
-    previous_run_id: str | None = None
 
 
 ALARM_CHANGED = "alarm_changed"
@@ -350,6 +351,8 @@ class AwaitedRecovery(Message):
     """As last read; None: CloudWatch never answered."""
     peak_offered_tokens_per_second: float
     effects: list[str]
+    unread: str = ""
+    """Why the last poll could not read; empty: it could."""
 
 
 class WatchRelease(Message):
@@ -358,6 +361,10 @@ class WatchRelease(Message):
     query: RecoveryQuery
     watch: timedelta
     poll_interval: timedelta
+    breach_polls: int = 2
+    """Polls in a row that must breach: one blip is none."""
+    blind_polls: int = 5
+    """Polls in a row without anything new, at the end of the watch, that make it a blind one."""
 
 
 class WatchedRelease(Message):
@@ -373,7 +380,7 @@ class CheckCapacity(Message):
     """First-response check 3."""
 
     model: str
-    model_id: str
+    spec: ModelPolicy
     expected_units: int
 
 
@@ -389,7 +396,7 @@ class AwaitUnits(Message):
     """Wait until a model has exactly so many units."""
 
     model: str
-    model_id: str
+    spec: ModelPolicy
     units: int
     poll_interval: timedelta
     give_up_after: timedelta
@@ -446,14 +453,15 @@ class ThrottleAssessment(Message):
     load: LoadSnapshot
     unread: str = ""
     """Why the load could not be read, and is empty."""
-    plan: MitigationPlan
+    plan: MitigationPlan | None
+    """None: the policy does not have the model."""
 
 
 class GuardRelease(Message):
     """Whether a lever may be released."""
 
     lever: LeverName
-    held: list[LeverName]
+    held: list[Lever]
     model: str
     load: LoadSnapshot
     policy: Policy

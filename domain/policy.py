@@ -43,7 +43,15 @@ class ModelPolicy(Section):
     """The account's on-demand quota. A cushion: never counted when units are sized."""
     usd_per_unit_hour: float | None = Field(default=None, gt=0)
     """Without a price, cost caps are counted in unit-hours."""
-    usd_per_million_tokens: float | None = Field(default=None, gt=0)
+
+    @property
+    def most_units(self) -> int:
+        """Ceiling or quota, whichever is lower."""
+        return self.ceiling_units if self.quota_units is None else min(self.ceiling_units, self.quota_units)
+
+    def clamped(self, units: int) -> int:
+        """`units` within floor, ceiling and quota."""
+        return min(max(units, self.floor_units), self.most_units)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -67,7 +75,6 @@ class IntentPolicy(Section):
 class CapacityPolicy(Section):
     """Buying and releasing provisioned throughput (S1, S2, S4)."""
 
-    planned_target_utilisation: Share = 0.95
     unplanned_target_utilisation: Share = 0.8
     provisioning_lag: ScaledDuration = timedelta(minutes=15)
     """Creation to InService as S4 observes it (10 to 15 min)."""
@@ -81,9 +88,7 @@ class CapacityPolicy(Section):
     burst_units: int = Field(default=5, ge=1)
     """Largest chunk bought in one provisioned model, so that scaling down is fine-grained."""
     max_unit_hours_per_incident: float = Field(default=120, gt=0)
-    max_unit_hours_per_day: float = Field(default=240, gt=0)
     max_usd_per_incident: float | None = Field(default=None, gt=0)
-    max_usd_per_day: float | None = Field(default=None, gt=0)
     reconcile_interval: ScaledDuration = timedelta(minutes=15)
     """How often the fleet is compared with the demands (S4: health check every 15 min)."""
     name_prefix: str = "runbooks"
@@ -127,6 +132,10 @@ class WayBackPolicy(Section):
     max_utilisation_without_lever: Share = 0.8
     stage_watch: ScaledDuration = timedelta(minutes=10)
     watch_poll_interval: ScaledDuration = timedelta(seconds=30)
+    breach_polls: int = Field(default=2, ge=1)
+    """Polls in a row that must breach before a watched release counts as failed: one blip is none."""
+    blind_polls: int = Field(default=5, ge=1)
+    """Polls in a row without new metrics at the end of a watch that make it a blind one, which is not clean."""
     capacity_max_hold: ScaledDuration = timedelta(hours=4)
     lever_max_hold: ScaledDuration = timedelta(hours=24)
     recovered_for: ScaledDuration = timedelta(hours=1)
@@ -139,14 +148,13 @@ class LeasePolicy(Section):
 
     model_routing: ScaledDuration = timedelta(hours=2)
     cache_ttl_seconds: ScaledDuration = timedelta(hours=2, minutes=15)
-    emergency_demand: ScaledDuration = timedelta(hours=4)
     renew_every: ScaledDuration = timedelta(hours=1)
 
     @model_validator(mode="after")
     def _staggered(self) -> Self:
-        if not self.renew_every < self.model_routing <= self.cache_ttl_seconds <= self.emergency_demand:
+        if not self.renew_every < self.model_routing <= self.cache_ttl_seconds:
             raise ValueError(
-                "renew_every < model_routing <= cache_ttl_seconds <= emergency_demand does not hold: "
+                "renew_every < model_routing <= cache_ttl_seconds does not hold: "
                 "a dead control plane would lapse in the wrong order"
             )
         return self
@@ -299,7 +307,6 @@ class Policy(Section):
             ceiling_units=30,
             on_demand_tokens_per_second=10_500,
             usd_per_unit_hour=7.67,
-            usd_per_million_tokens=4.01,
         ),
         "haiku": ModelPolicy(
             model_id="anthropic.claude-3-haiku-20240307-v1:0",
@@ -311,7 +318,6 @@ class Policy(Section):
             ceiling_units=10,
             on_demand_tokens_per_second=5_000,
             usd_per_unit_hour=7.67,
-            usd_per_million_tokens=4.01,
         ),
     }
     intents: dict[str, IntentPolicy] = {

@@ -355,7 +355,7 @@ class _Play:
 
     def _without_levers(self, load: LoadSnapshot) -> Guard:
         """What the guard of the way back would say of the last lever."""
-        return guard(LeverName.CAPACITY, [LeverName.CAPACITY], MODEL, load, self._policy)
+        return guard(LeverName.CAPACITY, [], MODEL, load, self._policy)
 
     async def _approve(self) -> None:
         """By the very command that a person would use, or by that person."""

@@ -19,7 +19,6 @@ from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
 from activities.entities import EntityActivities
-from activities.fleet import FleetActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.report import ReportActivities
@@ -60,7 +59,6 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     names = {"cluster": settings.ecs_cluster, "service": settings.ecs_service}
     cloudwatch = CloudWatchActivities(aws.cloudwatch(), ecs_cluster=names["cluster"], ecs_service=names["service"])
     leases = LeaseActivities(ledger)
-    fleet = FleetActivities(aws.bedrock())
     bedrock = BedrockActivities(aws.bedrock(), routes)
     calendar = CalendarActivities(aws.dynamodb(), table=settings.event_table)
     decisions = DecisionActivities()
@@ -76,7 +74,6 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         AssessmentActivities(configured, cloudwatch),
         cloudwatch,
         leases,
-        fleet,
         bedrock,
         calendar,
         entities,

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, span
+from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, span, utc
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
@@ -63,6 +63,8 @@ class DecidedByPeople(Incident):
                     f"the incident is {self.record.phase}, nothing waits for approval yet; "
                     "`abort` gives everything back without waiting for recovery",
                 )
+            if not self.record.held:
+                return self.decide(APPROVE_REVERT, request, "not-possible", "nothing is held, so nothing can go back")
             self.approved_by = request.who
             return self.decide(
                 APPROVE_REVERT, request, "accepted", "the way back starts: routing, then cache TTL, capacity last"
@@ -77,7 +79,7 @@ class DecidedByPeople(Incident):
             if self.record.phase is not Phase.AWAITING_DECISION:
                 return self.decide(REJECT, request, "not-possible", f"the incident is {self.record.phase}")
             ends = min((lever.hold_until for lever in self.record.held if lever.hold_until), default=None)
-            until = f" until the first hold ends at {ends:%Y-%m-%d %H:%M:%S} UTC" if ends else ""
+            until = f" until the first hold ends at {utc(ends)}" if ends else ""
             return self.decide(REJECT, request, "accepted", f"the levers stay{until}; approve again at any time")
 
     @workflow.update(name=EXTEND)
@@ -86,18 +88,28 @@ class DecidedByPeople(Incident):
         async with self.deciding:
             if result := await self._may_not(EXTEND, request):
                 return result
-            levers = [lever for lever in self.record.held if lever.hold_until and request.lever in (None, lever.name)]
+            levers = [
+                lever
+                for lever in self.record.held
+                if lever.hold_until and lever.status is LeverStatus.IN_FORCE and request.lever in (None, lever.name)
+            ]
             most = self.now_snapshot.policy.way_back.max_extension
             if not levers:
                 return self.decide(EXTEND, request, "not-possible", f"{request.lever or 'no lever'} is not held")
             if request.by > most:
                 return self.decide(
-                    EXTEND, request, "not-possible", f"at most {span(most)} at a time, not {span(request.by)}"
+                    EXTEND,
+                    request,
+                    "not-possible",
+                    f"at most {self._span(most)} at a time, not {self._span(request.by)}",
                 )
+            done: list[str] = []
             for lever in levers:
                 if why_not := await self._extend_hold(lever, request.by):
-                    return self.decide(EXTEND, request, "not-possible", why_not)
-            names = ", ".join(f"{lever.name} until {lever.hold_until:%H:%M:%S} UTC" for lever in levers)
+                    so_far = f"; extended before: {', '.join(done)}" if done else ""
+                    return self.decide(EXTEND, request, "not-possible", why_not + so_far)
+                done.append(f"{lever.name} until {utc(lever.hold_until)}" if lever.hold_until else lever.name)
+            names = ", ".join(done)
             price = self.price_of(request.by) if any(lever.demand for lever in levers) else ""
             return self.decide(
                 EXTEND, request, "accepted", f"held longer: {names}" + (f"; {price} more" if price else "")
@@ -123,27 +135,24 @@ class DecidedByPeople(Incident):
 
     @workflow.update(name=ABORT)
     async def abort(self, request: PersonRequest) -> UpdateResult:
-        """Give everything back at once and close."""
-        async with self.deciding:
-            if result := await self._may_not(ABORT, request):
-                return result
-            if self.abort_asked:
-                return self.decide(ABORT, request, "already-done", "the incident is being aborted already")
-            self.abort_asked = True
-            return self.decide(ABORT, request, "accepted", "every lever is given back now, then the incident closes")
+        """Give everything back at once and close. Takes no turn: whatever else is being decided must not hold it up."""
+        if result := await self._may_not(ABORT, request):
+            return result
+        if self.abort_asked:
+            return self.decide(ABORT, request, "already-done", "the incident is being aborted already")
+        self.abort_asked = True
+        return self.decide(ABORT, request, "accepted", "every lever is given back now, then the incident closes")
 
     @workflow.update(name=ACKNOWLEDGE)
     async def acknowledge(self, request: PersonRequest) -> UpdateResult:
         """Somebody is on it: reminders stop."""
-        async with self.deciding:
-            if result := await self._may_not(ACKNOWLEDGE, request):
-                return result
-            if self.record.acknowledged_by is not None:
-                return self.decide(
-                    ACKNOWLEDGE, request, "already-done", f"already acknowledged by {self.record.acknowledged_by}"
-                )
-            self.record.acknowledged_by = request.who
-            return self.decide(ACKNOWLEDGE, request, "accepted", "acknowledged; reminders stop")
+        if result := await self._may_not(ACKNOWLEDGE, request):
+            return result
+        if self.record.acknowledged_by is not None:
+            message = f"already acknowledged by {self.record.acknowledged_by}"
+            return self.decide(ACKNOWLEDGE, request, "already-done", message)
+        self.record.acknowledged_by = request.who
+        return self.decide(ACKNOWLEDGE, request, "accepted", "acknowledged; reminders stop")
 
     @workflow.update(name=APPROVE_KEEP)
     async def approve_keep(self, request: KeepRequest) -> UpdateResult:
@@ -209,6 +218,9 @@ class DecidedByPeople(Incident):
         lever.hold_until = hold_until
         lever.extensions += 1
         return ""
+
+    def _span(self, duration: timedelta) -> str:
+        return span(self.now_snapshot.clock.business_duration(duration))
 
     async def _may_not(self, action: str, request: PersonRequest) -> UpdateResult | None:
         """The answer when the action is too late or not this person's to take; None: go on."""

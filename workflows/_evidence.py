@@ -8,12 +8,12 @@ from datetime import datetime
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
 from activities.changes import ChangeActivities
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
-from activities.fleet import FleetActivities
 from domain.evidence import Check, Evidence
 from domain.messages import (
     CheckCalendar,
@@ -29,15 +29,15 @@ from domain.trees import Diagnosis
 from workflows._step import decide, failure, read
 
 
-def recovery_query(model: str, snapshot: PolicySnapshot) -> RecoveryQuery:
-    """What recovery of `model` is judged by. The P99's value before is unknown: the alarm comes in the breach."""
+def recovery_query(model: str, snapshot: PolicySnapshot, p99_before_ms: float | None = None) -> RecoveryQuery:
+    """What recovery of `model` is judged by."""
     policy = snapshot.policy
     return RecoveryQuery(
         load=load_query(policy, model),
         model=model,
         intents_of_model=[name for name, intent in policy.intents.items() if intent.model == model],
         recovery=policy.recovery,
-        p99_before_ms=None,
+        p99_before_ms=p99_before_ms,
     )
 
 
@@ -59,8 +59,8 @@ async def first_response(
         (
             "Provisioned throughput",
             read(
-                FleetActivities.check_capacity,
-                CheckCapacity(model=model, model_id=spec.provisioned_model_id, expected_units=spec.baseline_units),
+                BedrockActivities.check_capacity,
+                CheckCapacity(model=model, spec=spec, expected_units=spec.baseline_units),
                 summary="Check 3: provisioned throughput against the expected level",
             ),
         ),

@@ -22,7 +22,7 @@ from domain.messages import (
 )
 from domain.policy import Policy
 from domain.runbooks.throttle import MitigationPlan
-from workflows._step import failure, mutate
+from workflows._step import MUTATE_TOTAL, failure, mutate
 
 
 def lease_id(run_id: str, lever: LeverName, attempt: int) -> str:
@@ -109,13 +109,15 @@ def _wants_more(lever: Lever, kept: Lever, plan: MitigationPlan) -> bool:
     return kept.demand is None or plan.units > kept.demand.units
 
 
-async def take(levers: list[Lever]) -> list[Lever]:
+async def take(levers: list[Lever], within: timedelta = MUTATE_TOTAL) -> list[Lever]:
     """Take levers that know their lease or demand; each comes back in force or failed, with the reason."""
     leases = [lever.lease for lever in levers if lever.lease is not None]
     try:
         if leases:
             names = " and ".join(str(lease.knob) for lease in leases)
-            await mutate(LeaseActivities.take_leases, TakeLeases(leases=leases), summary=f"Lever: lease {names}")
+            await mutate(
+                LeaseActivities.take_leases, TakeLeases(leases=leases), summary=f"Lever: lease {names}", within=within
+            )
         detail = ""
         for lever in levers:
             if lever.demand is not None:
@@ -123,6 +125,7 @@ async def take(levers: list[Lever]) -> list[Lever]:
                     EntityActivities.set_demand,
                     lever.demand,
                     summary=f"Lever: demand {lever.demand.units} units of {lever.demand.model}",
+                    within=within,
                 )
                 detail = outcome.detail
     except ActivityError as error:

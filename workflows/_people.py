@@ -1,6 +1,7 @@
 """What every workflow that people decide on shares: its timeline, pages, roles read at the moment, typed answers."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -11,12 +12,19 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from activities.pages import PageActivities
 from activities.settings import SettingsActivities
 from domain.errors import ErrorKind
-from domain.incident import Decision, TimelineEntry
+from domain.incident import Decision, TimelineEntry, cut
 from domain.messages import Authorise, Page, PersonRequest, UpdateResult
 from domain.people import Role
 from workflows._step import failure, mutate, read
 
 T = TypeVar("T")
+
+MAX_LINES, FIRST_LINES = 400, 100
+"""Of the timeline, and how many of its first lines always stay."""
+MAX_TEXT = 600
+MAX_DENIALS = 20
+"""Of one person; after that the validator refuses, which costs no history."""
+MAX_DECISIONS = 500
 
 ON_CALL = "on-call"
 HOLDS_LEASES = SearchAttributeKey.for_bool("HoldsLeases")
@@ -40,16 +48,25 @@ class OnRecord:
         self.deciding = asyncio.Lock()
         self._severity = severity
         self._pages = 0
+        self._left_out = 0
+        self._denials: Counter[str] = Counter()
 
     def show(self) -> None:
         """The record as the UI's details and its search attributes."""
         raise NotImplementedError
 
     def note(self, kind: str, text: str, who: str | None = None) -> None:
-        """Add a line to the timeline."""
-        self.record.timeline.append(
-            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": text, "who": who})
+        """Add a line to the timeline. It is bounded, as Temporal bounds payloads: of very many the middle goes."""
+        timeline = self.record.timeline
+        timeline.append(
+            TimelineEntry.model_validate({"at": workflow.now(), "kind": kind, "text": cut(text, MAX_TEXT), "who": who})
         )
+        if len(timeline) > MAX_LINES:
+            self._left_out += 1
+            left_out = TimelineEntry(
+                at=timeline[FIRST_LINES].at, kind="note", text=f"{self._left_out} lines are left out here"
+            )
+            timeline[FIRST_LINES : FIRST_LINES + 2] = [left_out]
         self.show()
 
     def page(self, to: str, text: str) -> None:
@@ -85,11 +102,15 @@ class OnRecord:
 
     # ------------------------------------------------------------ decisions
 
-    @staticmethod
-    def refuse_blank(request: PersonRequest) -> None:
-        """For validators: malformed requests are refused before they are accepted, and leave no trace."""
+    def refuse_blank(self, request: PersonRequest) -> None:
+        """For validators: malformed requests are refused before they are accepted, and leave no trace.
+
+        So is the next try of one who was denied often: a history takes 2,000 updates, and the last must be an abort.
+        """
         if not request.why.strip():
             raise ApplicationError("why: it is blank; say in a few words why", type=ErrorKind.INVALID)
+        if self._denials[request.who] >= MAX_DENIALS or len(self.record.decisions) >= MAX_DECISIONS:
+            raise ApplicationError(f"{request.who} was denied too often; ask for the role", type=ErrorKind.INVALID)
 
     async def why_not(self, action: str, who: str, needed: Role) -> str:
         """Empty, or why the person may not: the roster is read at this moment."""
@@ -105,6 +126,8 @@ class OnRecord:
 
     def decide(self, action: str, request: PersonRequest, outcome: str, message: str) -> UpdateResult:
         """Put a decision, or its denial, on record; answers the person."""
+        if outcome == "denied":
+            self._denials[request.who] += 1
         self.record.decisions.append(
             Decision.model_validate(
                 {

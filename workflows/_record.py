@@ -42,6 +42,10 @@ class Incident(OnRecord):
         self.abort_asked = False
         self.alarm_returned = False
         self.throttles_paged = False
+        self.late_page_at: datetime | None = None
+        """When people are paged next because the incident has not recovered."""
+        self.holds_ended_until: datetime | None = None
+        """Maximum holds up to then have been dealt with."""
         self.attempt = 0
         """How often levers were taken; part of every lease id."""
         self.undo: list[str] = []
@@ -59,6 +63,18 @@ class Incident(OnRecord):
         """The model the incident is about; triage incidents have none and never ask."""
         assert self.record.model is not None
         return self.record.model
+
+    @property
+    def p99_before_ms(self) -> float | None:
+        """P99 before the incident, as far as the first look at the metrics reached back."""
+        return self.record.load_at_start.p99_before_ms if self.record.load_at_start else None
+
+    @property
+    def next_hold(self) -> datetime | None:
+        """When the next maximum hold ends."""
+        holds = (lever.hold_until for lever in self.record.held)
+        done = self.holds_ended_until
+        return min((hold for hold in holds if hold and (done is None or hold > done)), default=None)
 
     def next_attempt(self, *levers: LeverName) -> int:
         """Count an attempt to take levers, and remember the leases it may take, so that they can be undone."""

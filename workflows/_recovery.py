@@ -1,6 +1,5 @@
 """Waiting for recovery after a mitigation, and escalating on the way as the runbooks' table says."""
 
-from datetime import datetime
 from typing import Literal
 
 from temporalio import workflow
@@ -8,8 +7,8 @@ from temporalio import workflow
 from activities.cloudwatch import CloudWatchActivities
 from domain.incident import LeverName, Phase, span
 from domain.load import LoadSnapshot
-from domain.messages import AwaitRecovery
-from domain.runbooks.throttle import recovered_how
+from domain.messages import AwaitedRecovery, AwaitRecovery
+from domain.runbooks.throttle import THROTTLES, recovered_how
 from workflows._evidence import recovery_query
 from workflows._record import SENIOR, SENIOR_AND_TAM, Incident
 from workflows._step import wait
@@ -20,34 +19,48 @@ Verdict = Literal["recovered", "again", "aborted"]
 async def verify(incident: Incident) -> Verdict:
     """Wait until recovered. `again`: still throttled, so the plan is made anew for the load as it is now.
 
-    Not recovered in time escalates, and the levers stay.
+    What is due on the way is counted from the first mitigation, however often the plan is made anew; holds end here
+    too. Each new plan waits twice as long as the one before. Not recovered in time escalates, and the levers stay.
     """
     record, policy = incident.record, incident.now_snapshot.policy
-    started = workflow.now()
     incident.enter(
         Phase.VERIFYING,
         waiting_for=f"recovery, held for {span(policy.recovery.hold)}",
         next_step="people decide the way back",
     )
-    due: list[tuple[datetime, str]] = [
-        (started + policy.escalation.throttled_after_mitigation, "throttled"),
-        (started + policy.recovery.timeout, "late"),
-    ]
-    if all(lever.name is not LeverName.CAPACITY for lever in record.held):
-        due.insert(0, (started + policy.metrics.period * (policy.throttle.buy_periods + 1), "look-again"))
+    started = workflow.now()
+    mitigated_at = record.mitigated_at or started
+    incident.late_page_at = incident.late_page_at or mitigated_at + policy.recovery.timeout
+    throttled_at = mitigated_at + policy.escalation.throttled_after_mitigation
+    settled_at = started + policy.metrics.period * (policy.throttle.buy_periods + 1)
+    bought = any(lever.name is LeverName.CAPACITY for lever in record.held)
+    look_after = policy.escalation.throttled_after_mitigation if bought else settled_at - started
+    look_again_at = started + min(look_after * 2 ** (incident.attempt - 1), policy.escalation.approval_reminder)
+
+    throttled_due = throttled_at if started < throttled_at else None
+
+    def stopped() -> bool:
+        # An alarm that returns has the plan made anew, once the last one had time to show.
+        return incident.abort_asked or (incident.alarm_returned and workflow.now() >= settled_at)
+
     page_p99_ms: float | None = policy.escalation.p99_ms
-    while not incident.abort_asked:
-        at, why = due[0] if due else (workflow.now() + policy.escalation.approval_reminder, "late")
+    while not stopped():
+        due = [(look_again_at, "look-again"), (incident.late_page_at, "late")]
+        if throttled_due is not None:
+            due.append((throttled_due, "throttled"))
+        if incident.next_hold is not None:
+            due.append((incident.next_hold, "hold"))
+        at, why = min(due)
         patience = max(at - workflow.now(), policy.recovery.poll_interval)
         request = AwaitRecovery(
-            query=recovery_query(incident.model, incident.now_snapshot),
+            query=recovery_query(incident.model, incident.now_snapshot, incident.p99_before_ms),
             checks=record.recovery_checks,
             give_up_after=patience,
             page_p99_ms=page_p99_ms,
             page_p99_for=policy.escalation.p99_for,
         )
         awaited = await incident.unless(
-            lambda: incident.abort_asked,
+            stopped,
             wait(CloudWatchActivities.await_recovery, request, summary="Wait for recovery", at_most=patience),
         )
         if awaited is None:
@@ -61,20 +74,35 @@ async def verify(incident: Incident) -> Verdict:
             page_p99_ms = None
             incident.page(SENIOR, f"P99 over {policy.escalation.p99_ms:g} ms for {span(policy.escalation.p99_for)}")
             continue
-        if due:
-            due.pop(0)
-        throttled = any(check.name == "throttles" and not check.met for check in awaited.checks)
+        throttled = any(check.name == THROTTLES and not check.met for check in awaited.checks)
+        so_far = f"{span(workflow.now() - mitigated_at)} after mitigation"
+        if throttled and at >= throttled_at and not incident.throttles_paged:
+            incident.throttles_paged = True
+            incident.page(SENIOR_AND_TAM, f"throttles go on {so_far}. {incident.capacity_progress}")
+        if throttled_due is not None and at >= throttled_due:
+            throttled_due = None
         if why == "late":
-            unmet = ", ".join(check.name for check in awaited.checks if not check.met) or "not held long enough"
-            incident.page(SENIOR, f"not recovered after {span(workflow.now() - started)}: {unmet}. The levers stay.")
-        if throttled:
-            if why == "throttled" and not incident.throttles_paged:
-                incident.throttles_paged = True
-                so_far = f"throttles go on {span(at - started)} after mitigation"
-                incident.page(SENIOR_AND_TAM, f"{so_far}. {incident.capacity_progress}")
+            _late(incident, awaited, so_far)
+        if why == "hold":
+            incident.holds_ended_until = at
+            incident.page(SENIOR, f"a hold ended before recovery; the levers stay. {incident.running_cost}")
+        elif throttled and (why == "late" or at >= look_again_at):
             incident.note("recovery", "still throttled: the plan is made anew for the present load")
             return "again"
-    return "aborted"
+        elif at >= look_again_at:
+            look_again_at = incident.late_page_at
+    if incident.abort_asked:
+        return "aborted"
+    incident.note("recovery", "the alarm returned: the plan is made anew for the present load")
+    return "again"
+
+
+def _late(incident: Incident, awaited: AwaitedRecovery, so_far: str) -> None:
+    incident.late_page_at = workflow.now() + incident.now_snapshot.policy.escalation.approval_reminder
+    unmet = ", ".join(check.name for check in awaited.checks if not check.met) or "not held long enough"
+    if awaited.unread:
+        unmet += f" (the metrics cannot be read: {awaited.unread})"
+    incident.page(SENIOR, f"not recovered {so_far}: {unmet}. The levers stay. {incident.running_cost}")
 
 
 def _recovered(incident: Incident, load: LoadSnapshot | None) -> None:
@@ -82,6 +110,8 @@ def _recovered(incident: Incident, load: LoadSnapshot | None) -> None:
     record.recovered_at = workflow.now()
     record.load_at_recovery = load
     incident.throttles_paged = False
+    incident.late_page_at = None
+    incident.alarm_returned = False
     if load is not None:
         record.recovery, record.recovery_detail = recovered_how(
             load, record.peak_offered_tokens_per_second, incident.now_snapshot.policy.recovery

@@ -96,7 +96,12 @@ async def decide(activity: Callable[[S, A], R], arg: A, *, summary: str) -> R: .
 async def decide(activity: Callable[..., Any], arg: Any, *, summary: str) -> Any:
     """A recorded decision."""
     return await workflow.execute_activity_method(
-        activity, arg, start_to_close_timeout=DECIDE_TIMEOUT, retry_policy=READ_RETRY, summary=summary
+        activity,
+        arg,
+        start_to_close_timeout=DECIDE_TIMEOUT,
+        schedule_to_close_timeout=READ_TOTAL,
+        retry_policy=READ_RETRY,
+        summary=summary,
     )
 
 

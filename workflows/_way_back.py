@@ -10,6 +10,7 @@ from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from domain.incident import Lever, LeverName, LeverStatus, Phase, span
 from domain.messages import GuardRelease, WatchRelease
+from domain.runbooks.throttle import Guard
 from workflows import _mitigation
 from workflows._evidence import recovery_query
 from workflows._record import ON_CALL, SENIOR, Incident
@@ -18,19 +19,19 @@ from workflows._step import decide, failure, wait
 BY_POLICY = "policy: the hold ended"
 
 
-async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
+async def decide_way_back(incident: Incident) -> Literal["done", "again", "verify"]:
     """Wait for decisions and carry them out until nothing is held. `again`: the alarm returned; mitigate again.
+    `verify`: a release breached and was taken back, so recovery has to be seen anew.
 
     A hold that ends starts the whole way back by itself after an hour in recovery; otherwise people are paged.
     """
-    ended_until: datetime | None = None
     review_after = incident.now_snapshot.policy.overrides.review_after
     incident.record.keep_proposal = (
         f"Was a configured value the fault? `runbooks incident keep {incident.record.key} LEVER --why …` makes a lever "
         f"your standing override, reviewed after {span(review_after)}; it ends by itself once the policy has caught up."
     )
     while incident.record.held and not incident.abort_asked:
-        hold = _next_hold(incident, ended_until)
+        hold = incident.next_hold
         incident.enter(
             Phase.AWAITING_DECISION,
             waiting_for="an approver to decide the way back",
@@ -38,9 +39,9 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
             next_at=hold,
         )
         try:
-            await _decision(incident, hold, ended_until)
+            await _decision(incident, hold)
         except TimeoutError:
-            ended_until = hold
+            incident.holds_ended_until = hold
             _hold_ended(incident)
         if incident.alarm_returned or incident.abort_asked:
             break
@@ -50,13 +51,15 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again"]:
         elif incident.approved_by is not None:
             await _give_back(incident, [lever.name for lever in incident.record.held])
             incident.approved_by = None
+        if incident.record.recovered_at is None and incident.record.held and not incident.alarm_returned:
+            return "verify"
     if incident.alarm_returned and incident.record.held and not incident.abort_asked:
         incident.note("phase", "the alarm returned: mitigation again")
         return "again"
     return "done"
 
 
-async def _decision(incident: Incident, hold: datetime | None, ended_until: datetime | None) -> None:
+async def _decision(incident: Incident, hold: datetime | None) -> None:
     """Wait for a decision, or for `hold` to be another one. Raises TimeoutError when `hold` ends."""
     await workflow.wait_condition(
         lambda: bool(
@@ -65,17 +68,11 @@ async def _decision(incident: Incident, hold: datetime | None, ended_until: date
             or incident.release_asked
             or incident.alarm_returned
             or not incident.record.held
-            or _next_hold(incident, ended_until) != hold
+            or incident.next_hold != hold
         ),
         timeout=None if hold is None else max(hold - workflow.now(), timedelta(0)),
         timeout_summary="Waiting for a person to decide the way back",
     )
-
-
-def _next_hold(incident: Incident, ended_until: datetime | None) -> datetime | None:
-    """When the next maximum hold ends; those up to `ended_until` have been dealt with."""
-    holds = (lever.hold_until for lever in incident.record.held)
-    return min((hold for hold in holds if hold and (ended_until is None or hold > ended_until)), default=None)
 
 
 def _hold_ended(incident: Incident) -> None:
@@ -97,18 +94,21 @@ async def _give_back(incident: Incident, names: list[LeverName]) -> None:
         lever = record.lever(name)
         if lever is None or lever.status is not LeverStatus.IN_FORCE or incident.abort_asked:
             continue
+        if incident.alarm_returned:
+            return
         incident.enter(Phase.REVERTING, waiting_for=f"the release of {name}", next_step=f"watch without {name}")
-        if not await _may_release(incident, lever):
+        if not await _may_release(incident, lever) or incident.alarm_returned or incident.abort_asked:
             return
-        lever.status = LeverStatus.RELEASING
-        incident.show()
-        try:
-            await _mitigation.release(lever, record.incident_id, f"way back of {record.key}")
-        except ActivityError as error:
-            lever.status = LeverStatus.IN_FORCE
-            lever.detail = f"could not be released: {failure(error)[1]}"
-            incident.page(SENIOR, f"{name} {lever.detail}")
-            return
+        async with incident.deciding:  # an extension at the same moment must not put it back
+            lever.status = LeverStatus.RELEASING
+            incident.show()
+            try:
+                await _mitigation.release(lever, record.incident_id, f"way back of {record.key}")
+            except ActivityError as error:
+                lever.status = LeverStatus.IN_FORCE
+                lever.detail = f"could not be released: {failure(error)[1]}"
+                incident.page(SENIOR, f"{name} {lever.detail}")
+                return
         lever.released_at = workflow.now()
         incident.note("lever", f"{name}: {lever.after} → {lever.before}: released, watched now")
         if not await _watch(incident, lever):
@@ -119,17 +119,17 @@ async def _give_back(incident: Incident, names: list[LeverName]) -> None:
 
 
 async def _may_release(incident: Incident, lever: Lever) -> bool:
-    guard = await decide(
-        DecisionActivities.guard_release,
-        GuardRelease(
-            lever=lever.name,
-            held=[held.name for held in incident.record.held],
-            model=incident.model,
-            load=await incident.reread(),
-            policy=incident.now_snapshot.policy,
-        ),
-        summary=f"Guard: may {lever.name} be released?",
+    request = GuardRelease(
+        lever=lever.name,
+        held=incident.record.held,
+        model=incident.model,
+        load=await incident.reread(),
+        policy=incident.now_snapshot.policy,
     )
+    try:
+        guard = await decide(DecisionActivities.guard_release, request, summary=f"Guard: may {lever.name} be released?")
+    except ActivityError as error:
+        guard = Guard(may=False, why=f"the load without {lever.name} could not be projected: {failure(error)[1]}")
     incident.note("finding", guard.why)
     if not guard.may:
         lever.detail = guard.why
@@ -141,9 +141,11 @@ async def _watch(incident: Incident, lever: Lever) -> bool:
     """Watch a released lever; on a breach, or when the alarm returns, take it again. True: clean."""
     way_back = incident.now_snapshot.policy.way_back
     request = WatchRelease(
-        query=recovery_query(incident.model, incident.now_snapshot),
+        query=recovery_query(incident.model, incident.now_snapshot, incident.p99_before_ms),
         watch=way_back.stage_watch,
         poll_interval=way_back.watch_poll_interval,
+        breach_polls=way_back.breach_polls,
+        blind_polls=way_back.blind_polls,
     )
     watched = await incident.unless(
         lambda: incident.abort_asked or incident.alarm_returned,
@@ -179,6 +181,7 @@ async def _take_again(incident: Incident, lever: Lever, why: str) -> None:
     if taken.status is LeverStatus.IN_FORCE:
         taken.detail = f"taken again: {why}"
     incident.set_lever(taken)
+    incident.record.recovered_at = None
     incident.note("lever", f"{lever.name} was released and is taken again ({taken.status}): {why}")
     _stopped(incident, f"the way back stopped: without {lever.name} {why}; it is taken again")
 

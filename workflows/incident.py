@@ -15,8 +15,8 @@ from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import DemandOutcome
 from domain.evidence import Check, Evidence, EvidenceKey
-from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, utc
-from domain.knobs import Holder
+from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, cut, utc
+from domain.knobs import Holder, LeaseRequest
 from domain.messages import (
     ALARM_CHANGED,
     ALARM_REPEATED,
@@ -47,6 +47,11 @@ from workflows._way_back import decide_way_back
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
+MAX_REASON = 300
+"""Characters of an alarm's reason, or of a to-do, that go on record."""
+MAX_TO_DO = 30
+PROLONG_WITHIN = timedelta(minutes=1)
+"""How long a try to prolong the demand may keep people's decisions waiting; the next renewal tries again."""
 BACKGROUND = timedelta(seconds=30)
 """How long the report waits for late evidence and pages that are still being sent."""
 
@@ -68,7 +73,6 @@ class IncidentWorkflow(DecidedByPeople):
                 severity="SEV2" if input.runbook else "SEV3",
                 alarm=input.alarm,
                 opened_at=workflow.now(),
-                previous_incident=input.previous_run_id,
             )
         )
         self._alarms: dict[str, AlarmChange] = {input.alarm.alarm_name: input.alarm}
@@ -89,9 +93,11 @@ class IncidentWorkflow(DecidedByPeople):
         self.record.alarm_on = any(alarm.state is AlarmState.ALARM for alarm in self._alarms.values())
         if change.state is AlarmState.ALARM:
             self.record.alarm_times += 1
-            if self.record.phase in (Phase.AWAITING_DECISION, Phase.REVERTING):
+            if self.record.phase in (Phase.VERIFYING, Phase.AWAITING_DECISION, Phase.REVERTING):
                 self.alarm_returned = True
-        self.note("alarm", f"{change.alarm_name} is {change.state}: {change.reason}")
+            if self.record.phase is Phase.CLEANUP and not self.abort_asked:
+                self.page(ON_CALL, "the alarm returned during cleanup; a new incident opens once this one has closed")
+        self.note("alarm", f"{change.alarm_name} is {change.state}: {cut(change.reason, MAX_REASON)}")
 
     @workflow.signal(name=ALARM_REPEATED)
     def alarm_repeated(self, repeats: AlarmRepeats) -> None:
@@ -105,7 +111,7 @@ class IncidentWorkflow(DecidedByPeople):
             self.set_lever(lever)
             if lever.status is LeverStatus.FAILED:
                 self.page(SENIOR, f"lever {lever.name} failed: {lever.detail}")
-                self.record.to_do.append(f"lever {lever.name} failed: {lever.detail}")
+                self._to_do(f"lever {lever.name} failed: {lever.detail}")
             detail = f". {lever.detail}" if lever.detail else ""
             self.note("lever", f"{lever.name}: {lever.before} → {lever.after}: {lever.status}{detail}")
 
@@ -120,9 +126,10 @@ class IncidentWorkflow(DecidedByPeople):
             lever.landed_at = lever.landed_at or workflow.now()
         if outcome.status == "failed":
             self.page(AWS_SUPPORT, f"provisioned throughput request failed: {outcome.detail}")
-            self.record.to_do.append(f"capacity: {outcome.detail}")
-        if outcome.status == "withdrawn" and lever in self.record.held:
+            self._to_do(f"capacity: {outcome.detail}")
+        if outcome.status == "withdrawn" and lever.status is LeverStatus.IN_FORCE:
             lever.status, lever.released_at = LeverStatus.RELEASED, workflow.now()
+            self.page(SENIOR, f"the capacity that the incident held is gone: {outcome.detail}")
         self.note("capacity", outcome.detail)
 
     @workflow.signal(name=LEASES_LOST)
@@ -134,7 +141,7 @@ class IncidentWorkflow(DecidedByPeople):
 
     @workflow.run
     async def run(self, input: IncidentInput) -> IncidentRecord:
-        self.note("alarm", f"{input.alarm.alarm_name} is {input.alarm.state}: {input.alarm.reason}")
+        self.note("alarm", f"{input.alarm.alarm_name} is {input.alarm.state}: {cut(input.alarm.reason, MAX_REASON)}")
         if input.runbook is None or input.model is None:
             self.snapshot = await load_policy()
             await self._triage()
@@ -149,27 +156,43 @@ class IncidentWorkflow(DecidedByPeople):
 
     async def _handle(self) -> None:
         plan = await self._assess()
+        if plan is None:
+            self.note("finding", f"the policy has no model {self.model!r}, so no runbook can run")
+            await self._triage()
+            return
         keeper = asyncio.create_task(self._keep_leases())
+        if self.now_snapshot.broken:
+            self.page(ON_CALL, f"the policy file is broken and the last good one serves: {self.now_snapshot.broken}")
         self.background.append(asyncio.create_task(self._investigate()))
-        again = not self.abort_asked
-        while again:
+        next_step = "again"
+        while next_step == "again" and not self.abort_asked:
             await self._mitigate(plan)
-            verdict = await verify(self)
-            again = verdict == "again" or (verdict == "recovered" and await decide_way_back(self) == "again")
-            if again := again and not self.abort_asked:
+            next_step = "verify"
+            while next_step == "verify":
+                verdict = await verify(self)
+                next_step = await decide_way_back(self) if verdict == "recovered" else verdict
+            if next_step == "again" and not self.abort_asked:
                 self.alarm_returned = False
-                plan = await self._assess()
+                plan = await self._assess() or plan
         keeper.cancel()
         await self._clean_up()
 
-    async def _assess(self) -> MitigationPlan:
-        """Read the policy (at first) and the load, and plan. Unreadable load: free levers act, nothing is bought."""
-        assessment = await decide(
-            AssessmentActivities.assess_throttle,
-            AssessThrottle(model=self.model, now=workflow.now(), snapshot=self.snapshot),
-            summary="Re-read the metrics of the alarm, plan the levers",
-        )
+    async def _assess(self) -> MitigationPlan | None:
+        """Read the policy (at first) and the load, and plan. Unreadable load: free levers act, nothing is bought.
+
+        None: the policy does not have the model.
+        """
+        request = AssessThrottle(model=self.model, now=workflow.now(), snapshot=self.snapshot)
+        summary = "Re-read the metrics of the alarm, plan the levers"
+        try:
+            assessment = await decide(AssessmentActivities.assess_throttle, request, summary=summary)
+        except ActivityError as error:
+            self.page(SENIOR, f"no plan can be made yet: {failure(error)[1]}")
+            request = request.model_copy(update={"snapshot": self.snapshot or await load_policy()})
+            assessment = await decide(AssessmentActivities.assess_throttle, request, summary=summary)
         self.snapshot = assessment.snapshot
+        if assessment.plan is None:
+            return None
         if assessment.unread:
             self.note("finding", f"the metrics could not be read, so nothing is bought: {assessment.unread}")
         else:
@@ -194,11 +217,17 @@ class IncidentWorkflow(DecidedByPeople):
             self._propose()
             self.note("finding", f"{'' if complete else 'so far: '}{self.record.diagnosis.sentence}")
 
-        await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
+        try:
+            await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
+        except ActivityError as error:
+            self.note("finding", f"the diagnosis failed: {failure(error)[1]}")
 
     async def _mitigate(self, plan: MitigationPlan) -> None:
+        if self.approved_by is not None:
+            self.note("decision", "the approval does not count any more: the alarm returned", self.approved_by)
         self.approved_by = self.release_asked = None
         self.record.recovered_at = None
+        self.record.recovery_checks = []
         attempt = self.next_attempt(LeverName.MODEL_ROUTING, LeverName.CACHE_TTL)
         self.enter(Phase.MITIGATING, waiting_for="the levers", next_step="verify recovery")
         child = workflow.execute_child_workflow(
@@ -273,23 +302,23 @@ class IncidentWorkflow(DecidedByPeople):
                 )
             lost, self._leases_lost = self._leases_lost, False
             self._remind()
-            async with self.deciding:  # an extension at the same moment must not be overtaken
-                await self._prolong_demand()
             leases = [lever.lease for lever in self.record.held if lever.lease and lever.status is LeverStatus.IN_FORCE]
             if lost:
                 await self._release_former({lease.lease_id for lease in leases})
-            if not leases:
-                continue
-            try:
-                changed = await mutate(
-                    LeaseActivities.renew_leases, TakeLeases(leases=leases), summary="Renew the leases"
-                )
-            except ActivityError as error:
-                self.page(ON_CALL, f"leases could not be renewed and will lapse: {failure(error)[1]}")
-                continue
-            if lost or changed:
-                why = "Redis lost writes" if lost else "nobody renewed them in time, and they had lapsed"
-                self.note("lever", f"leases renewed, because {why}: {', '.join(changed) or 'all were there'}")
+            if leases:
+                await self._renew(leases, lost)
+            async with self.deciding:  # an extension at the same moment must not be overtaken
+                await self._prolong_demand()
+
+    async def _renew(self, leases: list[LeaseRequest], lost: bool) -> None:
+        try:
+            changed = await mutate(LeaseActivities.renew_leases, TakeLeases(leases=leases), summary="Renew the leases")
+        except ActivityError as error:
+            self.page(ON_CALL, f"leases could not be renewed and will lapse: {failure(error)[1]}")
+            return
+        if lost or changed:
+            why = "Redis lost writes" if lost else "nobody renewed them in time, and they had lapsed"
+            self.note("lever", f"leases renewed, because {why}: {', '.join(changed) or 'all were there'}")
 
     async def _release_former(self, held: set[str]) -> None:
         """What was given back: a replica that had lost the last writes may have brought it back.
@@ -316,13 +345,16 @@ class IncidentWorkflow(DecidedByPeople):
             self.note("note", f"what was given back could not be released again: {failure(error)[1]}")
 
     def _remind(self) -> None:
-        """Remind people of an incident that nobody acknowledged. With the renewals, so that it costs no timer."""
+        """Remind people of an incident that nobody acknowledged; past the hold of bought capacity the next tier, and
+        whoever acknowledged. With the renewals, so that it costs no timer."""
         policy, record = self.now_snapshot.policy, self.record
-        if record.phase is not Phase.AWAITING_DECISION or record.acknowledged_by is not None:
+        now = workflow.now()
+        overdue = any(lever.demand and lever.hold_until and lever.hold_until < now for lever in record.held)
+        if record.phase is not Phase.AWAITING_DECISION or (record.acknowledged_by is not None and not overdue):
             return
         since = next(entry.at for entry in reversed(record.timeline) if entry.kind in ("phase", "page"))
-        if workflow.now() - since >= policy.escalation.approval_reminder - policy.leases.renew_every / 2:
-            self.page(ON_CALL, f"{record.key} waits for a decision. {self.running_cost}")
+        if now - since >= policy.escalation.approval_reminder - policy.leases.renew_every / 2:
+            self.page(SENIOR if overdue else ON_CALL, f"{record.key} waits for a decision. {self.running_cost}")
 
     async def _prolong_demand(self) -> None:
         """Past its hold a demand goes on while the incident lives: only people and the guard end it."""
@@ -333,7 +365,7 @@ class IncidentWorkflow(DecidedByPeople):
             return
         end = demand_end(workflow.now() + policy.leases.renew_every, policy)
         lever.demand = lever.demand.model_copy(update={"end": end})
-        [taken] = await take([lever])
+        [taken] = await take([lever], within=PROLONG_WITHIN)
         if taken.status is LeverStatus.FAILED:
             self.page(ON_CALL, f"the demand for capacity could not be prolonged and will end: {taken.detail}")
 
@@ -344,6 +376,10 @@ class IncidentWorkflow(DecidedByPeople):
             )
         except ActivityError as error:
             self.note("note", f"the last incident of this key could not be found: {failure(error)[1]}")
+
+    def _to_do(self, text: str) -> None:
+        if text not in self.record.to_do and len(self.record.to_do) < MAX_TO_DO:
+            self.record.to_do.append(cut(text, MAX_REASON))
 
     # ------------------------------------------------------------ the end
 
@@ -386,7 +422,7 @@ class IncidentWorkflow(DecidedByPeople):
             proposal.written = result.event_written
             proposal.event_id = event.event_id if event is not None and result.event_written else None
             if not result.event_written:
-                self.record.to_do.append(f"calendar: add {proposal.event_type} with {proposal.multiplier:g}x")
+                self._to_do(f"calendar: add {proposal.event_type} with {proposal.multiplier:g}x")
         self.record.outcome = self._outcome()
         self.note("phase", self.record.outcome)
 

@@ -5,9 +5,9 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
 from activities.entities import EntityActivities
-from activities.fleet import FleetActivities
 from activities.leases import LeaseActivities
 from domain.knobs import Holder, KnobName
 from domain.messages import (
@@ -99,10 +99,10 @@ class PostIncidentCleanupWorkflow:
         patience = policy.capacity.drain + 2 * policy.capacity.poll_interval + UNITS_MARGIN
         try:
             fleet = await wait(
-                FleetActivities.await_units,
+                BedrockActivities.await_units,
                 AwaitUnits(
                     model=input.model,
-                    model_id=spec.provisioned_model_id,
+                    spec=spec,
                     units=spec.baseline_units,
                     poll_interval=policy.capacity.poll_interval,
                     give_up_after=patience,

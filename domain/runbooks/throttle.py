@@ -95,6 +95,9 @@ TREE = Question(
 
 # ---------------------------------------------------------------- the plan
 
+MOST_HITS = 0.99
+"""A hit rate so high says nothing about the load without the cache."""
+
 
 class MitigationPlan(BaseModel):
     """What to do, with the sums. Pure result; the workflow only carries it out."""
@@ -129,25 +132,25 @@ def buying_evidence(model: str, load: LoadSnapshot, policy: Policy) -> str | Non
     return None
 
 
-def downgrades(load: LoadSnapshot, policy: Policy) -> tuple[dict[str, str], str]:
-    """The intents that may move to a smaller model with room for them, smallest load first, and the sums in words.
+def downgrades(model: str, load: LoadSnapshot, policy: Policy) -> tuple[dict[str, str], str]:
+    """Intents of `model` that may move to a smaller model with room for them, smallest load first, and why, in words.
 
-    Room is judged at the present hit rate, so that a longer TTL that fails to help does not move the outage.
+    Room is judged at the present hit rate, so that a longer TTL that fails to help does not move the outage, and in
+    what the target really has: a target that throttles or lost its units takes nothing.
     """
     routing = dict(policy.baseline.model_routing)
     hit_rate = load.hit_rate if load.hit_rate is not None else policy.throttle.hit_rate_at_baseline
     offered = load.offered_tokens_per_second
     moved: dict[str, str] = {}
     notes: list[str] = []
-    candidates = [(offered[name], name, intent) for name, intent in policy.intents.items() if name in offered]
-    for _, name, intent in sorted(candidates, key=lambda item: (item[0], item[1])):
-        target = intent.downgrade_to
-        if target is None:
-            continue
+    candidates = [
+        (offered[name], name, intent.downgrade_to)
+        for name, intent in policy.intents.items()
+        if name in offered and intent.downgrade_to and intent.model == model
+    ]
+    for _, name, target in sorted(candidates):
         after = load_on(target, offered, {**routing, name: target}, hit_rate)
-        room = policy.throttle.downgrade_headroom * remaining_tokens_per_second(
-            policy.models[target].baseline_units, policy.models[target]
-        )
+        room = _room(target, load, policy)
         fits = after <= room
         notes.append(
             f"{name} to {target}: {after:,.0f} tokens/s on {target}, {'fits' if fits else 'does not fit'} "
@@ -155,13 +158,26 @@ def downgrades(load: LoadSnapshot, policy: Policy) -> tuple[dict[str, str], str]
         )
         if fits:
             routing[name] = moved[name] = target
-    return moved, "; ".join(notes) or "no offered load by intent is known, so nothing is moved"
+    if not notes:
+        return moved, f"no intent of {model} with a known load may be answered by a smaller model"
+    return moved, "; ".join(notes)
+
+
+def _room(target: str, load: LoadSnapshot, policy: Policy) -> float:
+    """Tokens/s that `target` may carry: its headroom's share of what it has in service, on-demand left out."""
+    spec, now = policy.models[target], load.model(target)
+    if now.throttles:
+        return 0
+    usable = remaining_tokens_per_second(spec.baseline_units, spec)
+    if now.capacity_tokens_per_second is not None and spec.baseline_units:
+        usable = min(usable, max(0.0, now.capacity_tokens_per_second - spec.on_demand_tokens_per_second))
+    return policy.throttle.downgrade_headroom * usable
 
 
 def plan(model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, now: datetime) -> MitigationPlan:
     """The levers of scenario 1 for `model`, sized from offered load before retries (SEED-CHECK 2, 3, 19)."""
     throttle, spec, baseline = policy.throttle, policy.models[model], policy.baseline
-    moved, moved_why = downgrades(load, policy)
+    moved, moved_why = downgrades(model, load, policy)
     why_buy = buying_evidence(model, load, policy)
     units, arithmetic = _size(model, load, policy, clock, moved) if why_buy else (None, [])
     ttl_lever = Lever(
@@ -209,7 +225,8 @@ def _size(
     offered = load.offered_tokens_per_second
     if not offered:
         sent = load.model(model).sent_tokens_per_second or 0
-        expected = sent * (1 - throttle.hit_rate_at_mitigation) / (1 - (load.hit_rate or throttle.hit_rate_at_baseline))
+        hit_rate = throttle.hit_rate_at_baseline if load.hit_rate is None else min(load.hit_rate, MOST_HITS)
+        expected = sent * (1 - throttle.hit_rate_at_mitigation) / (1 - hit_rate)
         lines = [
             f"Offered load by intent is unknown; {sent:,.0f} tokens/s sent gives {expected:,.0f} at the longer TTL."
         ]
@@ -229,9 +246,11 @@ def _size(
         f"{expected:,.0f} ÷ {spec.tokens_per_second_per_unit:,.0f} tokens/s per unit ÷ {target:.0%} "
         f"target utilisation = {wanted} units."
     )
-    clamped = max(spec.floor_units, min(wanted, spec.ceiling_units))
+    clamped = spec.clamped(wanted)
     if clamped != wanted:
-        lines.append(f"Floor {spec.floor_units} and ceiling {spec.ceiling_units} make it {clamped} units.")
+        quota = "none known" if spec.quota_units is None else spec.quota_units
+        bounds = f"Floor {spec.floor_units}, ceiling {spec.ceiling_units} and quota ({quota})"
+        lines.append(f"{bounds} make it {clamped} units.")
     return _cap_cost(clamped, model, policy, clock, lines)
 
 
@@ -256,6 +275,9 @@ def _cap_cost(units: int, model: str, policy: Policy, clock: RehearsalClock, lin
 
 # ---------------------------------------------------------------- recovery
 
+THROTTLES = "throttles"
+"""The name of the check that decides whether a plan is made anew."""
+
 
 def recovery_checks(
     model: str,
@@ -276,7 +298,7 @@ def recovery_checks(
     p99_target = max(recovery.max_p99_ms, p99_before_ms or 0)
     rows: list[tuple[str, float | None, float, str, bool]] = [
         (
-            "throttles",
+            THROTTLES,
             throttles,
             recovery.max_throttles,
             "per period",
@@ -356,28 +378,33 @@ class Guard(BaseModel):
     why: str
 
 
-def guard(lever: LeverName, held: Iterable[LeverName], model: str, load: LoadSnapshot, policy: Policy) -> Guard:
-    """A lever is released only if the projected load without it is at most 80 % of what remains."""
+def guard(lever: LeverName, held: Iterable[Lever], model: str, load: LoadSnapshot, policy: Policy) -> Guard:
+    """A lever is released only if the projected load without it is at most 80 % of what remains.
+
+    What remains in force is read from the levers themselves: the intents that were moved, the units that landed.
+    """
     offered = load.offered_tokens_per_second
     if not offered:
         return Guard(may=False, why="the offered load could not be read, so the load without the lever is unknown")
-    after = set(held) - {lever}
+    after = {other.name: other for other in held if other.name is not lever}
     throttle, spec = policy.throttle, policy.models[model]
     routing = dict(policy.baseline.model_routing)
-    if LeverName.MODEL_ROUTING in after:
-        routing |= {name: intent.downgrade_to for name, intent in policy.intents.items() if intent.downgrade_to}
+    moved = after.get(LeverName.MODEL_ROUTING)
+    if moved is not None and moved.lease is not None and isinstance(moved.lease.value, dict):
+        routing |= {intent: str(target) for intent, target in moved.lease.value.items()}
     hit_rate = throttle.hit_rate_at_baseline
     if LeverName.CACHE_TTL in after:
         hit_rate = load.hit_rate if load.hit_rate is not None else throttle.hit_rate_at_mitigation
     projected = load_on(model, offered, routing, hit_rate)
-    remaining = remaining_tokens_per_second(spec.baseline_units, spec)
-    if LeverName.CAPACITY in after:
-        remaining = max(remaining, load.model(model).capacity_tokens_per_second or 0)
+    bought = after.get(LeverName.CAPACITY)
+    landed = bought is not None and bought.demand is not None and bought.landed_at is not None
+    units = bought.demand.units if landed and bought and bought.demand else spec.baseline_units
+    remaining = remaining_tokens_per_second(units, spec)
     limit = policy.way_back.max_utilisation_without_lever
     share = projected / remaining if remaining else float("inf")
     verdict = "may be released" if share <= limit else "must stay"
     return Guard(
         may=share <= limit,
-        why=f"without {lever}: {projected:,.0f} of {remaining:,.0f} tokens/s on {model} is {share:.0%}; "
+        why=f"without {lever}: {projected:,.0f} of {remaining:,.0f} provisioned tokens/s on {model} is {share:.0%}; "
         f"the limit is {limit:.0%}: it {verdict}",
     )

@@ -4,9 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from domain.capacity import Demand, DemandKind
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey, Reading, Value
-from domain.incident import LeverName, LeverStatus
+from domain.incident import Lever, LeverName, LeverStatus
+from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.load import LoadSnapshot, ModelLoad
 from domain.policy import CapacityPolicy, Policy
 from domain.runbooks.throttle import (
@@ -208,13 +210,74 @@ def test_demand_that_went_away_is_told_apart_from_recovery_under_load() -> None:
     assert "20%" in detail
 
 
+def levers_of(plan: MitigationPlan, landed: bool = True) -> list[Lever]:
+    """The plan's levers as they are once they are in force."""
+    routing = LeaseRequest(
+        lease_id="r:1",
+        knob=KnobName.MODEL_ROUTING,
+        value=dict(plan.routing),
+        holder=Holder(kind="incident", id="i"),
+        reason="test",
+        duration_ms=1,
+    )
+    demand = Demand(
+        demand_id="i",
+        model="sonnet",
+        kind=DemandKind.EMERGENCY,
+        units=plan.units or 15,
+        start=NOW,
+        end=NOW + timedelta(hours=1),
+        reason="test",
+        asked_by="i",
+    )
+    undo: dict[LeverName, dict[str, object]] = {
+        LeverName.MODEL_ROUTING: {"lease": routing},
+        LeverName.CAPACITY: {"demand": demand, "landed_at": NOW if landed else None},
+    }
+    return [
+        lever.model_copy(update={"status": LeverStatus.IN_FORCE, **undo.get(lever.name, {})}) for lever in plan.levers
+    ]
+
+
 def test_a_lever_stays_while_the_load_without_it_is_too_high() -> None:
-    held = list(LeverName)
+    held = levers_of(planned(spike()))
     at_peak = guard(LeverName.MODEL_ROUTING, held, "sonnet", spike(hit_rate=0.4), POLICY)
     assert not at_peak.may
     assert "must stay" in at_peak.why
     calm = spike(offered_tokens_per_second={name: value / 5 for name, value in OFFERED.items()})
-    for lever in held:
+    for lever in LeverName:
         assert guard(lever, held, "sonnet", calm, POLICY).may
     unknown = guard(LeverName.CAPACITY, held, "sonnet", LoadSnapshot(observed_at=NOW), POLICY)
     assert not unknown.may
+
+
+def test_the_guard_counts_what_really_moved_and_what_really_landed() -> None:
+    """Only greeting fitted: faq is still Sonnet's, and units that are on their way carry nothing."""
+    offered = {"recommendation": 10_000.0, "faq": 8_000.0, "greeting": 1_000.0, "search": 100.0}
+    only_greeting = planned(spike()).model_copy(update={"routing": {"greeting": "haiku"}})
+    load = spike(hit_rate=0.15, offered_tokens_per_second=offered)
+    answer = guard(LeverName.CACHE_TTL, levers_of(only_greeting, landed=False), "sonnet", load, POLICY)
+    assert "15,300 of 15,000" in answer.why
+    assert not answer.may
+    assert "of 25,000 provisioned" in guard(LeverName.CACHE_TTL, levers_of(only_greeting), "sonnet", load, POLICY).why
+
+
+def test_a_model_in_trouble_gets_nobody_elses_traffic() -> None:
+    sonnet = spike().models["sonnet"]
+    throttled = ModelLoad(sent_tokens_per_second=15_000, capacity_tokens_per_second=15_000, throttles=90)
+    crowded = spike(models={"sonnet": sonnet, "haiku": throttled})
+    assert planned(crowded).routing == {}, "a target that throttles takes nothing"
+    lost = spike(models={"sonnet": sonnet, "haiku": ModelLoad(capacity_tokens_per_second=5_000)})
+    assert planned(lost).routing == {}, "a target without its units takes nothing"
+    own = plan("haiku", crowded, POLICY, RehearsalClock(), NOW)
+    assert own.routing == {}, "an incident of haiku moves nothing of sonnet's onto it"
+
+
+def test_the_size_respects_the_quota_and_any_hit_rate() -> None:
+    models = {**POLICY.models, "sonnet": POLICY.models["sonnet"].model_copy(update={"quota_units": 18})}
+    result = planned(spike(), POLICY.model_copy(update={"models": models}))
+    assert result.units == 18
+    assert any("quota (18)" in line for line in result.arithmetic)
+    for hit_rate in (0.0, 1.0):
+        blind = planned(spike(offered_tokens_per_second={}, hit_rate=hit_rate))
+        assert "unknown" in blind.arithmetic[1]

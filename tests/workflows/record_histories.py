@@ -239,7 +239,7 @@ async def alarm_returned(play: Play) -> None:
     play.world.breaches = [["P99 latency 4,000 ms (target 3,000)"]]
     await play.approved()
     await play.until(lambda record: "is taken again" in str(record.timeline))
-    await play.reaches(Phase.AWAITING_DECISION)
+    await play.recovers()
     await play.approved()
 
 

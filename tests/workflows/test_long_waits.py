@@ -227,7 +227,8 @@ async def test_a_hold_that_ends_early_in_recovery_pages_the_next_tier_and_the_ne
     await lab.passes(HOUR)
     record = await lab.reaches(Phase.CLOSED)
     assert "a hold ended after long enough" in " ".join(entry.text for entry in record.timeline)
-    assert lab.world.pages(SENIOR) == [text]
+    reminders = lab.world.pages(SENIOR)[1:]
+    assert ["waits for a decision. Running cost" in page for page in reminders] == [True] * 3, "past its hold, capacity"
 
 
 async def test_under_load_no_hold_gives_back_and_a_day_of_waiting_keeps_every_lever(lab: Lab) -> None:
@@ -240,9 +241,11 @@ async def test_under_load_no_hold_gives_back_and_a_day_of_waiting_keeps_every_le
     record = await lab.record()
     assert (record.phase, [lever.name for lever in record.held]) == (Phase.AWAITING_DECISION, list(LeverName))
     next_tier = await lab.paged(SENIOR, 2)
-    assert ["must stay" in text for text in next_tier] == [True, True], "the holds end after 4 h and after 24 h"
+    next_tier = lab.world.pages(SENIOR)
+    assert ["must stay" in text for text in next_tier] == [True, False, False, False, True], "after 4 h and after 24 h"
+    assert all("waits for a decision. Running cost" in text for text in next_tier[1:4]), "capacity is past its hold"
     assert "Running cost so far: 240.0 unit-hours, about 1,841 USD." in next_tier[-1]
-    assert len(lab.world.pages(ON_CALL)) == 3, "6 h after the last page each"
+    assert lab.world.pages(ON_CALL) == []
     assert lab.world.asked("release_leases", "withdraw_demand", "watch_release") == []
     demands = lab.world.asked("set_demand")
     assert demands[-1].end > await lab.now() + POLICY.leases.cache_ttl_seconds, "the demand goes on while it must stay"
@@ -345,9 +348,10 @@ async def test_what_does_not_recover_is_escalated_and_keeps_its_levers_for_as_lo
     await lab.start_incident()
     waits = await until(lambda: enough(lab.world.asked("await_recovery"), 5))
     rounded = [round(wait.give_up_after / MINUTE) for wait in waits]
-    assert rounded == [5, 30, 360, 360, 360], "throttles after 5 min, recovery after 30, then a reminder every 6 h"
+    assert rounded == [5, 30, 240, 360, 360], "throttles after 5 min, recovery after 30, the hold, then every 6 h"
     pages = await lab.paged(SENIOR, 3)
-    assert all("P99 latency. The levers stay" in text for text in pages)
+    assert ["P99 latency. The levers stay" in text for text in pages] == [True, False, True]
+    assert "a hold ended before recovery" in pages[1]
     assert len((await lab.record()).held) == 3
     await lab.recover()
 
