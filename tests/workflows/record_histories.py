@@ -283,7 +283,9 @@ async def kept(play: Play) -> None:
     await play.asks(APPROVE_KEEP, APPROVER, "not-possible", capacity)
     await play.approved()
     await play.reaches(Phase.CLOSED)
-    async for execution in play.client.list_workflows(f"WorkflowType = '{OVERRIDE_WORKFLOW}'"):
+    async for execution in play.client.list_workflows(
+        f"WorkflowType = '{OVERRIDE_WORKFLOW}' AND ExecutionStatus = 'Running'"
+    ):
         request = PersonRequest(who=ENGINEER, why="recorded")
         await play.client.get_workflow_handle(execution.id).execute_update(RELEASE, request, result_type=UpdateResult)
 
