@@ -6,8 +6,8 @@ from temporalio import activity
 from domain import capacity
 from domain.capacity import CapacityPlan, Situation
 from domain.incident import span
-from domain.messages import AssessOverride, CaughtUp, DiagnoseThrottle, GuardRelease
-from domain.override import Assessment, assess, has_caught_up
+from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
+from domain.override import Assessment, assess
 from domain.runbooks import throttle
 from domain.trees import Diagnosis, diagnose
 
@@ -49,8 +49,3 @@ class DecisionActivities:
             load=request.load,
             policy=request.policy,
         )
-
-    @activity.defn
-    async def has_caught_up(self, request: CaughtUp) -> bool:
-        """Whether the configured baseline is what the override asks for."""
-        return has_caught_up(request.knob, request.value, request.baseline)

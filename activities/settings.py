@@ -12,7 +12,8 @@ from temporalio.exceptions import ApplicationError
 
 from domain.clock import RehearsalClock, compress
 from domain.errors import ErrorKind
-from domain.messages import Authorise, Authorised, PolicySnapshot
+from domain.messages import Authorise, Authorised, CaughtUp, PolicySnapshot
+from domain.override import has_caught_up
 from domain.people import Roster
 from domain.policy import Policy
 
@@ -108,6 +109,11 @@ class SettingsActivities:
     async def load_policy(self) -> PolicySnapshot:
         """A snapshot for one workflow. A broken file fails the activity with its line and is tried again."""
         return self.snapshot()
+
+    @activity.defn
+    async def has_caught_up(self, request: CaughtUp) -> bool:
+        """Whether the configured baseline is what an override asks for. A broken file fails the activity."""
+        return has_caught_up(request.knob, request.value, self.snapshot().policy.baseline)
 
     @activity.defn
     async def authorise(self, request: Authorise) -> Authorised:

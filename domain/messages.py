@@ -290,7 +290,6 @@ class CaughtUp(Message):
 
     knob: KnobName
     value: KnobValue
-    baseline: Baseline
 
 
 # ---------------------------------------------------------------- evidence

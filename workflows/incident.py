@@ -5,7 +5,7 @@ import contextlib
 from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ChildWorkflowError
+from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
 
 from activities.assessment import AssessmentActivities
 from activities.entities import EntityActivities
@@ -314,6 +314,8 @@ class IncidentWorkflow(DecidedByPeople):
         try:
             changed = await mutate(LeaseActivities.renew_leases, TakeLeases(leases=leases), summary="Renew the leases")
         except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
             self.page(ON_CALL, f"leases could not be renewed and will lapse: {failure(error)[1]}")
             return
         if lost or changed:
@@ -342,6 +344,8 @@ class IncidentWorkflow(DecidedByPeople):
                 summary="Release again what was given back",
             )
         except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
             self.note("note", f"what was given back could not be released again: {failure(error)[1]}")
 
     def _remind(self) -> None:

@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.leases import LeaseActivities
+from activities.settings import SettingsActivities
 from domain.incident import span, utc
 from domain.knobs import Holder, KnobName, LeaseRequest, Refusal
 from domain.messages import (
@@ -355,6 +356,8 @@ class OverrideWorkflow(OnRecord):
                     summary="Put the lease back" if lost else "Renew the lease",
                 )
             except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
                 self.page(self.record.owner, f"the lease could not be put back: {failure(error)[1]}")
                 continue
             if changed:
@@ -372,14 +375,19 @@ class OverrideWorkflow(OnRecord):
         """Compare a standing override with the configured baseline, as it is each time."""
         while not self._caught_up:
             await workflow.sleep(self._policy.baseline_check_interval, summary="Next look at the configured baseline")
-            snapshot = await load_policy()
-            caught_up = await decide(
-                DecisionActivities.has_caught_up,
-                CaughtUp(knob=self.record.knob, value=self.record.value, baseline=snapshot.policy.baseline),
-                summary="Has the configured baseline caught up?",
-            )
+            try:
+                caught_up = await read(
+                    SettingsActivities.has_caught_up,
+                    CaughtUp(knob=self.record.knob, value=self.record.value),
+                    summary="Has the configured baseline caught up?",
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                self.note("note", f"the configured baseline could not be read: {failure(error)[1]}")
+                continue
             if caught_up:
-                self._snapshot = snapshot
+                self._snapshot = await load_policy()
                 self._caught_up = True
 
     async def _state(self, summary: str) -> KnobState:

@@ -32,6 +32,7 @@ from domain.messages import (
     AwaitRecovery,
     AwaitUnits,
     CapacityState,
+    CaughtUp,
     CheckCalendar,
     CheckCapacity,
     CheckChanges,
@@ -55,6 +56,7 @@ from domain.messages import (
     WatchRelease,
     WithdrawDemand,
 )
+from domain.override import has_caught_up
 from domain.people import Role, Roster
 from domain.policy import Policy
 from domain.routes import CapacityRoutes
@@ -160,6 +162,10 @@ class FakeWorld:
     @activity.defn
     async def load_policy(self) -> PolicySnapshot:
         return self.snapshot
+
+    @activity.defn
+    async def has_caught_up(self, request: CaughtUp) -> bool:
+        return has_caught_up(request.knob, request.value, self.snapshot.policy.baseline)
 
     @activity.defn
     async def authorise(self, request: Authorise) -> Authorised:

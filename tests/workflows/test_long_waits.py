@@ -21,6 +21,7 @@ from temporalio.worker import Replayer, Worker
 from domain.alarms import AlarmState
 from domain.capacity import Demand, DemandKind, DemandOutcome
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase
+from domain.knobs import KnobName
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
@@ -31,16 +32,20 @@ from domain.messages import (
     CAPACITY_WORKFLOW,
     EXTEND,
     INCIDENT_WORKFLOW,
+    OVERRIDE_WORKFLOW,
     RECORD,
     SET_DEMAND,
     CapacityInput,
     CapacityState,
     ExtendRequest,
     IncidentInput,
+    OverrideExtendRequest,
+    OverrideInput,
     PersonRequest,
     UpdateResult,
     incident_id,
 )
+from domain.override import OverrideKind, OverridePhase, OverrideRecord
 from domain.policy import Policy
 from tests.servers import TemporalServer
 from tests.workflows.fakes import (
@@ -401,6 +406,68 @@ async def test_a_demand_ends_by_itself_hours_later_with_nobody_there(lab: Lab) -
     await until(lambda: at_rest(lab))
     assert [model.arn for model in lab.world.fleet] == [BASE_ARN]
     assert len(lab.world.asked("create_model")) == len(lab.world.asked("delete_model")) == 2
+
+
+def override(kind: OverrideKind, duration: timedelta) -> OverrideInput:
+    ttl = KnobName.CACHE_TTL_SECONDS
+    return OverrideInput(knob=ttl, value=120, kind=kind, who=ENGINEER, reason="test", duration=duration)
+
+
+async def override_record(lab: Lab) -> OverrideRecord:
+    record: OverrideRecord = await lab.workflow.query(RECORD, result_type=OverrideRecord)
+    return record
+
+
+async def in_force(lab: Lab) -> OverrideRecord | None:
+    record = await override_record(lab)
+    return record if record.phase is OverridePhase.IN_FORCE and record.next_at else None
+
+
+async def test_an_override_of_a_day_waits_for_nothing_is_warned_of_and_ends_on_time(lab: Lab) -> None:
+    await lab.start(OVERRIDE_WORKFLOW, override(OverrideKind.TIMED, 24 * HOUR), f"override-{lab.queue}")
+    record: OverrideRecord = await until(lambda: in_force(lab))
+    assert record.ends_at is not None
+    [lease] = [lease for take in lab.world.asked("take_leases") for lease in take.leases]
+    assert lease.duration_ms == 24 * 3600 * 1000, "it lapses by itself"
+    before = await lab.events()
+    await lab.passes(23.5 * HOUR)
+    assert await lab.events() - before <= 2, "a day costs one timer"
+    assert lab.world.pages(ENGINEER) == []
+    await lab.passes(25 * MINUTE)
+    [warning] = await lab.paged(ENGINEER)
+    assert "ends at" in warning
+    assert lab.world.asked("release_leases") == []
+    longer = OverrideExtendRequest(who=ENGINEER, why="it goes on", by=2 * HOUR)
+    assert (await lab.asks(EXTEND, longer)).outcome == "accepted"
+    await lab.passes(HOUR)
+    assert lab.world.asked("release_leases") == [], "it was extended"
+    await lab.passes(HOUR + 6 * MINUTE)
+    ended = await lab.workflow.result()
+    assert len(lab.world.pages(ENGINEER)) == 2, "warned again before the new end"
+    assert ended["end"] == "on time"
+    late = datetime.fromisoformat(ended["ended_at"]) - record.ends_at - 2 * HOUR
+    assert timedelta(0) <= late < timedelta(seconds=1)
+
+
+async def test_a_standing_override_is_renewed_reviewed_and_ends_when_the_policy_has_caught_up(lab: Lab) -> None:
+    await lab.start(OVERRIDE_WORKFLOW, override(OverrideKind.STANDING, 48 * HOUR), f"override-{lab.queue}")
+    await until(lambda: in_force(lab))
+    before = await lab.events()
+    await lab.passes(47 * HOUR)
+    assert await lab.events() - before <= 47 * 2 * EVENTS_AN_HOUR
+    assert len(lab.world.asked("renew_leases")) in (46, 47), "one renewal and one look at the baseline an hour"
+    assert lab.world.pages(ENGINEER) == []
+    await lab.passes(10 * HOUR)
+    assert len(await lab.paged(ENGINEER, 3)) == 3, "at the review, and every four hours"
+    assert (await lab.asks(EXTEND, OverrideExtendRequest(who=ENGINEER, why="yes", by=24 * HOUR))).outcome == "accepted"
+    await lab.passes(20 * HOUR)
+    assert len(lab.world.pages(ENGINEER)) == 3, "somebody decided"
+    caught_up = POLICY.model_copy(update={"cache_ttl_seconds": 120})
+    lab.world.snapshot = lab.world.snapshot.model_copy(update={"policy": caught_up})
+    await lab.passes(HOUR + MINUTE)
+    assert (await lab.workflow.result())["end"] == "the configured baseline has caught up"
+    [released] = lab.world.asked("release_leases")
+    assert released.holder.id == ENGINEER
 
 
 async def at_rest(lab: Lab) -> bool:
