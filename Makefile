@@ -35,6 +35,8 @@ lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv (pip install uv), or UV=/path/to/uv" >&2; exit 1; }
 	$(UV) pip compile pyproject.toml --extra dev --extra test --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
+	echo playwright | $(UV) pip compile - --constraint requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet -o requirements-system.lock
 
 clean: ## Remove .venv, caches and the state of the stack
 	rm -rf $(VENV) .runbooks .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

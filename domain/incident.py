@@ -218,6 +218,11 @@ def render_details(record: IncidentRecord, how_to: str) -> str:
     ]
     if record.diagnosis:
         parts.append(f"**Cause**: {record.diagnosis.sentence}")
+    parts.append(f"**Waiting for**: {record.waiting_for or 'nobody'}")
+    if record.next_step:
+        parts.append(f"**Next**: {record.next_step}" + (f", at {utc(record.next_at)}" if record.next_at else ""))
+    if record.phase is Phase.AWAITING_DECISION:
+        parts.append(how_to)
     parts.append("**What we changed**:" if record.levers else "**What we changed**: nothing")
     if record.levers:
         parts.append("\n".join(_lever_line(lever, lever in record.held) for lever in record.levers))
@@ -226,11 +231,6 @@ def render_details(record: IncidentRecord, how_to: str) -> str:
         parts.append("\n".join(["| measure | now | target | met since |", "|---|---|---|---|", *rows]))
     if record.recovery_detail:
         parts.append(f"**Recovery**: {record.recovery_detail}.")
-    parts.append(f"**Waiting for**: {record.waiting_for or 'nobody'}")
-    if record.next_step:
-        parts.append(f"**Next**: {record.next_step}" + (f", at {utc(record.next_at)}" if record.next_at else ""))
-    if record.phase is Phase.AWAITING_DECISION:
-        parts += [how_to, *([record.keep_proposal] if record.keep_proposal else [])]
     if record.to_do:
         parts += ["**To do**:", "\n".join(f"- {item}" for item in record.to_do)]
     if record.outcome:
