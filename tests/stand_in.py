@@ -9,12 +9,16 @@ from domain.alarms import AlarmChange, AlarmState
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, RecoveryCheck, TimelineEntry
 from domain.messages import (
     ABORT,
+    APPROVE_KEEP,
     APPROVE_REVERT,
     EXTEND,
     INCIDENT_WORKFLOW,
     RECORD,
+    TAKE_OVER,
     ExtendRequest,
+    KeepRequest,
     PersonRequest,
+    TakeOverRequest,
     UpdateResult,
     incident_id,
 )
@@ -92,6 +96,14 @@ class StandIn:
     @workflow.update(name=EXTEND)
     async def extend(self, request: ExtendRequest) -> UpdateResult:
         return UpdateResult(outcome="already-done", message=f"{request.lever} by {request.by} for {request.who}")
+
+    @workflow.update(name=APPROVE_KEEP)
+    async def keep(self, request: KeepRequest) -> UpdateResult:
+        return UpdateResult(outcome="accepted", message=f"{request.lever}, review in {request.review_in}")
+
+    @workflow.update(name=TAKE_OVER)
+    async def take_over(self, request: TakeOverRequest) -> UpdateResult:
+        return UpdateResult(outcome="accepted", message=f"{request.to} for {request.lasts} by {request.who}")
 
     @workflow.update(name=ABORT)
     async def abort(self, request: PersonRequest) -> UpdateResult:

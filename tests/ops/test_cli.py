@@ -136,6 +136,14 @@ async def test_list_show_and_the_decisions(stack: Stack, client: Client) -> None
         assert code == ExitCode.OK
         assert json.loads(out)["message"] == "capacity by 1:30:00 for approver@example.com"
 
+        keep = ("keep", KEY, "cache_ttl_seconds", "--review-in", "48h", "--why", "the new normal", "--json")
+        code, out, _ = await runbooks(stack, "incident", *keep)
+        assert (code, json.loads(out)["message"]) == (ExitCode.OK, "cache_ttl_seconds, review in 2 days, 0:00:00")
+        take = ("take-over", KEY, "--for", "2h", "--to", "engineer@example.com", "--why", "ours now", "--json")
+        code, out, _ = await runbooks(stack, "incident", *take)
+        message = "engineer@example.com for 2:00:00 by approver@example.com"
+        assert (code, json.loads(out)["message"]) == (ExitCode.OK, message)
+
         code, _, err = await runbooks(stack, "incident", "approve", KEY, "--why", "stale")
         assert code == ExitCode.NOT_POSSIBLE
         assert "the way back has begun already" in err
