@@ -1,7 +1,7 @@
 """Capacity: who asks for how many provisioned units until when, what there is, and the steps from one to the other.
 
 AWS cannot change the units of a provisioned throughput; capacity is a *set* of provisioned models that a planner
-creates and deletes (SEED-CHECK 1).
+creates and deletes (design check 1).
 """
 
 import re
@@ -23,7 +23,7 @@ BASELINE = "baseline"
 
 
 class DemandKind(StrEnum):
-    """Kinds that combine by max (DESIGN idea 2)."""
+    """Kinds that combine by max (design idea 2)."""
 
     EMERGENCY = "emergency"
 

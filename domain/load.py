@@ -1,7 +1,7 @@
 """The load on Bedrock at one moment, and the arithmetic every plan, guard and check shares.
 
-Two different figures must not be confused (SEED: tokens/s measured under throttling is not demand): *offered* load
-is what users ask for, before cache, routing and retries; *sent* load is what reached a model, retries included.
+Two figures must not be confused (design check 19): *offered* load is what users ask for, before cache, routing and
+retries; *sent* load is what reached a model, retries included, and under throttling it is not demand.
 """
 
 import math
@@ -55,7 +55,7 @@ def load_on(model: str, offered: Mapping[str, float], routing: Mapping[str, str]
 
 
 def units_for(tokens_per_second: float, model: ModelPolicy, target_utilisation: float) -> int:
-    """Provisioned units for a load: ceil(tokens/s / tokens/s per unit / target utilisation) (DESIGN idea 2)."""
+    """Provisioned units for a load: ceil(tokens/s / tokens/s per unit / target utilisation) (design idea 2)."""
     return math.ceil(round(tokens_per_second / model.tokens_per_second_per_unit / target_utilisation, 9))
 
 

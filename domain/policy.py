@@ -112,7 +112,7 @@ class ThrottlePolicy(Section):
 
 
 class RecoveryPolicy(Section):
-    """When an incident counts as recovered (S1, DESIGN idea 4)."""
+    """When an incident counts as recovered (S1, design idea 4)."""
 
     max_throttles: int = 0
     max_p99_ms: float = 3000
@@ -127,7 +127,7 @@ class RecoveryPolicy(Section):
 
 
 class WayBackPolicy(Section):
-    """Reverting (DESIGN idea 4)."""
+    """Reverting (design idea 4)."""
 
     max_utilisation_without_lever: Share = 0.8
     stage_watch: ScaledDuration = timedelta(minutes=10)

@@ -31,7 +31,7 @@ _KINDS = {
     "ValidationError": ErrorKind.INVALID,
 }
 
-# What one call needs, where the resource is not simply everything. List takes `*` (SEED-CHECK 13).
+# What one call needs, where the resource is not simply everything. List takes `*` (design check 13).
 _RESOURCES = {
     "bedrock:CreateProvisionedModelThroughput": (
         '["arn:aws:bedrock:*::foundation-model/*", "arn:aws:bedrock:*:*:provisioned-model/*"]'

@@ -170,7 +170,7 @@ class Incident(OnRecord):
 
     @property
     def capacity_progress(self) -> str:
-        """Which step of the capacity lever is in progress, and when it should land (SEED-CHECK 17)."""
+        """Which step of the capacity lever is in progress, and when it should land (design check 17)."""
         lever = self.record.lever(LeverName.CAPACITY)
         if lever is None or lever.applied_at is None or lever.status is not LeverStatus.IN_FORCE:
             return "No capacity is on its way."

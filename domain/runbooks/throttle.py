@@ -1,6 +1,6 @@
 """Scenario 1: Bedrock throttles. The tree of causes, the plan, the recovery checks and the guard of the way back.
 
-Everything here is pure. Sources: scenario 1 of the runbooks; SEED-CHECK 2, 3, 19, 21 and 27.
+Everything here is pure. Sources: scenario 1 of the runbooks; design check 2, 3, 19, 21 and 27.
 """
 
 from collections.abc import Iterable
@@ -113,7 +113,7 @@ class MitigationPlan(BaseModel):
 
 
 def buying_evidence(model: str, load: LoadSnapshot, policy: Policy) -> str | None:
-    """Why buying is justified, in words; None when it is not (SEED-CHECK 21: one retried 429 buys nothing)."""
+    """Why buying is justified, in words; None when it is not (design check 21: one retried 429 buys nothing)."""
     throttle = policy.throttle
     now = load.model(model)
     if now.sent_tokens_per_second is not None and now.capacity_tokens_per_second:
@@ -175,7 +175,7 @@ def _room(target: str, load: LoadSnapshot, policy: Policy) -> float:
 
 
 def plan(model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, now: datetime) -> MitigationPlan:
-    """The levers of scenario 1 for `model`, sized from offered load before retries (SEED-CHECK 2, 3, 19)."""
+    """The levers of scenario 1 for `model`, sized from offered load before retries (design check 2, 3, 19)."""
     throttle, spec, baseline = policy.throttle, policy.models[model], policy.baseline
     moved, moved_why = downgrades(model, load, policy)
     why_buy = buying_evidence(model, load, policy)

@@ -1,6 +1,7 @@
 """Scenario 1's tree, plan, recovery and guard: the runbook's figures, row by row."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -103,14 +104,16 @@ def test_missing_evidence_is_said_and_never_guessed(key: EvidenceKey) -> None:
     assert f"{key}: timed out" in diagnosis.sentence
 
 
-def test_the_chart_is_drawn_from_the_same_tree() -> None:
+def test_the_chart_in_the_docs_is_drawn_from_the_same_tree() -> None:
     chart = mermaid(TREE)
     for cause in ("event-not-in-calendar", "multiplier-underestimated", "lead-time-too-short", "investigate"):
         assert f'{cause}["' in chart
+    page = Path(__file__).parents[2] / "docs" / "throttle-tree.md"
+    assert f"```mermaid\n{chart}```" in page.read_text(), f"{page.name} is stale; it should hold:\n{chart}"
 
 
 def test_the_emergency_size_comes_from_offered_load_and_the_other_levers() -> None:
-    """SEED-CHECK 2: (35,300 - 2,950) * 60 % = 19,410; / 1,000 / 80 % = 24.3, so 25 units, not the runbook's 30."""
+    """design check 2: (35,300 - 2,950) * 60 % = 19,410; / 1,000 / 80 % = 24.3, so 25 units, not the runbook's 30."""
     result = planned(spike())
     assert result.routing == {"faq": "haiku", "greeting": "haiku"}
     assert result.cache_ttl_seconds == 120
@@ -121,13 +124,13 @@ def test_the_emergency_size_comes_from_offered_load_and_the_other_levers() -> No
 
 
 def test_throttling_does_not_inflate_the_size() -> None:
-    """SEED-CHECK 19: what is sent contains retries; the size must not follow it."""
+    """design check 19: what is sent contains retries; the size must not follow it."""
     retried = spike(models={"sonnet": spike().models["sonnet"].model_copy(update={"sent_tokens_per_second": 60_000})})
     assert planned(retried).units == planned(spike()).units
 
 
 def test_one_retried_429_buys_nothing() -> None:
-    """SEED-CHECK 21."""
+    """design check 21."""
     quiet = ModelLoad(
         sent_tokens_per_second=6_000, capacity_tokens_per_second=25_500, throttles=1, throttle_shares=(0, 0.0001)
     )
@@ -145,7 +148,7 @@ def test_buying_needs_two_periods_of_throttles(shares: tuple[float, ...], buys: 
 
 
 def test_intents_are_downgraded_only_as_far_as_haiku_has_room() -> None:
-    """SEED-CHECK 27: the outage must not move to Haiku. Haiku: 8,000 usable; 5,015 taken; each must fit in turn."""
+    """design check 27: the outage must not move to Haiku. Haiku: 8,000 usable; 5,015 taken; each must fit in turn."""
     crowded = spike(offered_tokens_per_second={**OFFERED, "faq": 4_000.0})
     result = planned(crowded)
     assert result.routing == {"greeting": "haiku"}

@@ -142,7 +142,7 @@ def test_traffic_rises_fivefold_within_three_minutes_and_passes(unmitigated: dic
 
 
 def test_the_row_that_cannot_hold_with_the_others(unmitigated: dict[int, Minute]) -> None:
-    """47 throttles in 60 s: the fallback answers alone are several hundred a minute (SEED-CHECK 19)."""
+    """47 throttles in 60 s: the fallback answers alone are several hundred a minute (design check 19)."""
     minute = unmitigated[8]
     assert minute.total(lambda flow: flow.fallbacks) > 400
     assert minute.throttles > 400

@@ -69,7 +69,7 @@ POLICY = Policy()
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 EVENTS_AN_HOUR = 12
-"""What a waiting incident may cost (DESIGN: lease length)."""
+"""What a waiting incident may cost (design: lease length)."""
 ON_CALL, SENIOR = "on-call", "senior on-call"
 
 
