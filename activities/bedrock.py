@@ -182,6 +182,5 @@ def _model(summary: "ProvisionedModelSummaryTypeDef", ours: bool) -> Provisioned
 
 
 def _tags(order: Order) -> "list[TagTypeDef]":
-    until = order.until.isoformat() if order.until else "no end"
-    tags = {MANAGED_BY_TAG: MANAGED_BY, "asked-by": order.asked_by, "until": until}
+    tags = {MANAGED_BY_TAG: MANAGED_BY, "asked-by": order.asked_by, "until": order.until.isoformat()}
     return [{"key": key, "value": re.sub(r"[^a-zA-Z0-9\s._:/=+@-]", "_", value)[:256]} for key, value in tags.items()]

@@ -33,7 +33,7 @@ from domain.override import OverrideRecord, answer_of, shown
 
 
 class EntityActivities:
-    """Demands for capacity. The capacity workflow of a model is started by the first message to it."""
+    """Demands for capacity. A message to the capacity workflow of a model starts it if it does not run."""
 
     def __init__(self, policy: Callable[[], PolicySnapshot]) -> None:
         self._policy = policy
@@ -88,7 +88,7 @@ class EntityActivities:
             id=capacity_id(model),
             task_queue=info.task_queue,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"The one writer of {model}'s provisioned capacity",
+            static_summary=_capacity_summary(model),
         )
         try:
             outcome: DemandOutcome = await activity.client().execute_update_with_start_workflow(
@@ -103,6 +103,26 @@ class EntityActivities:
             why = error.cause.message if isinstance(error.cause, FailureError) else str(error.cause)
             raise ApplicationError(why, type=ErrorKind.INVALID, non_retryable=True) from error
         return outcome
+
+
+async def start_capacity(client: Client, model: str, task_queue: str) -> None:
+    """Start the model's capacity workflow; one that runs is left alone. It routes what there is, also without demands.
+
+    Raises:
+        RPCError: Temporal did not answer.
+    """
+    await client.start_workflow(
+        CAPACITY_WORKFLOW,
+        CapacityInput(state=CapacityState(model=model)),
+        id=capacity_id(model),
+        task_queue=task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary=_capacity_summary(model),
+    )
+
+
+def _capacity_summary(model: str) -> str:
+    return f"The one writer of {model}'s provisioned capacity"
 
 
 async def start_override(client: Client, request: StartOverride, task_queue: str) -> OverrideAnswer:

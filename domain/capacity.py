@@ -18,8 +18,6 @@ from domain.policy import CapacityPolicy, ModelPolicy
 MANAGED_BY_TAG = "managed-by"
 MANAGED_BY = "runbooks"
 """A provisioned model is ours when `MANAGED_BY_TAG` says so; nothing else is ever deleted."""
-BASELINE = "baseline"
-"""Asks for the policy's units when no demand asks for more."""
 
 
 class DemandKind(StrEnum):
@@ -99,8 +97,8 @@ class Order(BaseModel):
     token: str = Field(max_length=256, pattern=r"^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
     units: int = Field(ge=1)
     asked_by: str
-    until: AwareDatetime | None
-    """End of the demand; None: the baseline's, which has no end."""
+    until: AwareDatetime
+    """End of the demand."""
     sequence: int = Field(ge=1)
     """Counts the orders for one model; never used twice."""
 
@@ -182,7 +180,7 @@ class CapacityPlan(BaseModel):
     ends_at_units: int
     """Units once every step has been taken."""
     why_not: str = ""
-    """Why the steps do not end at `desired_units`; empty when they do."""
+    """Why the steps do not end at `desired_units`, or not with the baseline's own; empty when they do."""
     summary: str
     """The state and the steps, in one line."""
     steps: tuple[Step, ...] = ()
@@ -223,6 +221,8 @@ def merged(
 def plan(situation: Situation) -> CapacityPlan:
     """Ordered steps that make the fleet's units what is wanted now, make-before-break; pure.
 
+    The baseline is others' to provide: what is bought for a demand are its units over the baseline, also while units
+    of the baseline are missing, and without a demand nothing of ours stays.
     Nothing is created over ceiling or quota; nothing committed, not ours, or younger than the minimum hold is deleted.
     Planning again after any step, done or failed, goes on where it stopped.
     """
@@ -238,7 +238,10 @@ def plan(situation: Situation) -> CapacityPlan:
     alive = [model for model in fleet if model.status != "Failed" and model.arn not in situation.leaving]
     ours = sorted((model for model in alive if _releasable(model, situation)), key=_keep_first)
     fixed_units = _units(alive) - _units(ours) + _units(sending)
-    target = max(0, desired - fixed_units)
+    base_units = sum(model.units for model in alive if model.committed or not model.ours)
+    missing_base = max(0, min(spec.baseline_units, desired) - base_units) if situation.fleet is not None else 0
+    attainable = desired - missing_base
+    target = max(0, attainable - fixed_units)
     leaving_units = sum(model.units for model in fleet if model.arn in situation.leaving)
     room = max(0, spec.most_units - _units(alive) - _units(sending) - leaving_units)
 
@@ -252,7 +255,7 @@ def plan(situation: Situation) -> CapacityPlan:
     buy = min(missing, room) if situation.fleet is not None else 0
     surplus = [model for model in ours if model not in kept]
     staying = [model for model in alive if model not in surplus]
-    enough = sum(model.units for model in staying if model.in_service) >= desired
+    enough = sum(model.units for model in staying if model.in_service) >= attainable
     asked = f"{leader.asked_by} until {_utc(leader.end)}" if leader else "the policy's baseline"
 
     steps = [
@@ -279,7 +282,10 @@ def plan(situation: Situation) -> CapacityPlan:
         steps += _retire(model, situation, enough, f"{desired} units for {asked} are met without it")
 
     ends_at = _units(staying) + _units(sending) + buy
-    why_not = "" if ends_at == desired else _why_not(situation, desired, ends_at, fixed_units, leaving_units)
+    no_base = f"only {base_units} of the baseline's {spec.baseline_units} units are there; buying them needs a person"
+    absent = no_base if missing_base else ""
+    surprise = "" if ends_at == attainable else _why_not(situation, attainable, ends_at, fixed_units, leaving_units)
+    why_not = "; ".join(filter(None, (absent, surprise)))
     in_service = sum(model.units for model in alive if model.in_service)
     return CapacityPlan(
         desired_units=desired,
@@ -290,10 +296,12 @@ def plan(situation: Situation) -> CapacityPlan:
         steps=tuple(steps),
         routes=routes,
         outcomes=tuple(
-            _outcome(demand, situation, alive, [*sending, *orders]) for demand in situation.demands if demand.end > now
+            _outcome(demand, situation, alive, [*sending, *orders], absent)
+            for demand in situation.demands
+            if demand.end > now
         ),
         ended=tuple(demand.demand_id for demand in situation.demands if demand.end <= now),
-        next_change_at=_next_change(situation, alive, ends_at > desired),
+        next_change_at=_next_change(situation, alive, ends_at > attainable),
     )
 
 
@@ -331,6 +339,7 @@ def _orders(situation: Situation, leader: Demand | None, buy: int) -> list[Order
         if order is not None:
             again.remove(order)
         else:
+            assert leader is not None, "nothing is bought without a demand"
             order = _order(situation, leader, sequence, units)
             sequence += 1
         orders.append(order)
@@ -338,16 +347,15 @@ def _orders(situation: Situation, leader: Demand | None, buy: int) -> list[Order
     return orders
 
 
-def _order(situation: Situation, leader: Demand | None, sequence: int, units: int) -> Order:
-    demand_id = leader.demand_id if leader else BASELINE
-    digest = sha256(f"{situation.model}\n{demand_id}\n{sequence}".encode()).hexdigest()
+def _order(situation: Situation, leader: Demand, sequence: int, units: int) -> Order:
+    digest = sha256(f"{situation.model}\n{leader.demand_id}\n{sequence}".encode()).hexdigest()
     stem = re.sub(r"[^0-9a-zA-Z]+", "-", f"{situation.policy.name_prefix}-{situation.model}")[:40].strip("-")
     return Order(
         name=f"{stem or MANAGED_BY}-{digest[:8]}-{sequence}",
         token=digest,
         units=units,
-        asked_by=leader.asked_by if leader else BASELINE,
-        until=leader.end if leader else None,
+        asked_by=leader.asked_by,
+        until=leader.end,
         sequence=sequence,
     )
 
@@ -367,15 +375,15 @@ def _retire(model: ProvisionedModel, situation: Situation, enough: bool, why: st
     return [*withdraw, drain, _step(StepKind.DELETE, model, why, ready=False)]
 
 
-def _why_not(situation: Situation, desired: int, ends_at: int, fixed_units: int, leaving_units: int) -> str:
+def _why_not(situation: Situation, attainable: int, ends_at: int, fixed_units: int, leaving_units: int) -> str:
     if situation.fleet is None:
         return "the fleet is not known yet"
-    if ends_at < desired:
-        return f"{desired - ends_at} units have to wait until {leaving_units} units that are being deleted are gone"
-    if fixed_units > desired:
+    if ends_at < attainable:
+        return f"{attainable - ends_at} units have to wait until {leaving_units} units that are being deleted are gone"
+    if fixed_units > attainable:
         return f"{fixed_units} units are others', committed, within their minimum hold or just asked for"
     return (
-        f"{ends_at - desired} units too many stay: to replace them by fewer, both would have to stand side by side, "
+        f"{ends_at - attainable} units too many stay: to replace them by fewer, both would have to stand side by side, "
         f"and {situation.spec.most_units} units are the limit"
     )
 
@@ -399,12 +407,16 @@ def _summary(
 
 
 def _outcome(
-    demand: Demand, situation: Situation, alive: Sequence[ProvisionedModel], asking: Sequence[Order]
+    demand: Demand, situation: Situation, alive: Sequence[ProvisionedModel], asking: Sequence[Order], absent: str
 ) -> DemandOutcome:
+    """`absent`: that the baseline is not all there; then what we buy is not enough."""
     wanted = situation.spec.clamped(demand.units)
-    used = sum(model.units for model in alive if model.in_service and model.arn in situation.routed)
-    coming = _units(alive) - used
-    parts = [f"{used} of {wanted} units in service"]
+    in_service = [model for model in alive if model.in_service]
+    used = sum(model.units for model in in_service if model.arn in situation.routed)
+    coming = _units(alive) + _units(asking) - used
+    parts = [f"{_units(in_service)} of {wanted} units in service"]
+    if situation.fleet is None:
+        parts = [f"requested: {wanted} units; the fleet is being read"]
     if wanted != demand.units:
         parts.append(f"{demand.units} asked for, limited to {wanted} by floor, ceiling or quota")
     status: Literal["requested", "in_service", "failed"] = "in_service"
@@ -412,9 +424,12 @@ def _outcome(
         status = "requested"
         parts.append(f"it starts at {_utc(demand.start)}")
     elif used < wanted:
-        status = "failed" if situation.troubles else "requested"
-        parts += [f"{coming} more accepted by AWS and on the way"] if coming and not asking else []
-        parts += [f"{_units(asking) + coming} more being asked of AWS"] if asking and not situation.troubles else []
+        status = "failed" if situation.troubles or (absent and not coming) else "requested"
+        unrouted, creating = _units(in_service) - used, _units(alive) - _units(in_service)
+        parts += [f"{unrouted} of them get calls once their routes are published"] if unrouted else []
+        parts += [f"{creating} more accepted by AWS and on the way"] if creating and not asking else []
+        parts += [f"{_units(asking) + creating} more being asked of AWS"] if asking and not situation.troubles else []
+        parts += [absent] if absent else []
         parts += situation.troubles
     return DemandOutcome(
         demand_id=demand.demand_id,

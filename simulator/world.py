@@ -48,6 +48,8 @@ _PERIODS_BEFORE_START = 10
 """Of metrics, so that graphs are not empty."""
 _LATEST_STEPS_KEPT = 60 * _STEPS_PER_PERIOD
 """Steps that are made up for after a pause of the process; older ones are left out."""
+_LOST_ROUTES_KEPT = timedelta(seconds=5)
+"""A list that is missing was lost, as one that is withdrawn is empty: time for its owner to publish it again."""
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +148,8 @@ class World:
         self._knobs = Knobs(self._redis, self._policy.baseline)
         self._routes = Routes(self._redis)
         self._routed: dict[str, CapacityRoutes] = {}
+        self._lost_since: dict[str, float] = {}
+        """Since when, on the monotonic clock, a model's list has been missing."""
         self._in_service: dict[str, int] = {}
         self._tasks_running = self._policy.ecs.baseline_tasks
         self._tasks_desired = self._tasks_running
@@ -304,7 +308,7 @@ class World:
     def _controls(self) -> Controls:
         """What the data plane obeys now; where Redis does not answer, what it last said."""
         try:
-            self._routed |= self._routes.read_all()
+            self._read_routes()
         except (redis.RedisError, ValueError) as error:
             _log.warning("capacity routes cannot be read, keeping what is known: %s", error)
         policy = self._policy
@@ -320,6 +324,14 @@ class World:
             tasks_min=policy.ecs.baseline_tasks,
             tasks_max=policy.ecs.max_tasks,
         )
+
+    def _read_routes(self) -> None:
+        found, now = self._routes.read_all(), time.monotonic()
+        self._lost_since = {model: self._lost_since.get(model, now) for model in self._routed.keys() - found.keys()}
+        for model, since in self._lost_since.items():
+            if now - since < _LOST_ROUTES_KEPT.total_seconds():
+                found[model] = self._routed[model]
+        self._routed = found
 
     def _look(self) -> None:
         """Read from AWS what is in service."""

@@ -1,4 +1,4 @@
-"""Redis that lost writes: noticed, told to the workflows that hold leases, cleared of leases whose owners are over."""
+"""Redis that lost writes: noticed, told to those who keep leases or routes there, cleared of leases without owner."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ from temporalio.service import RPCError
 
 from dataplane.knob_copy import KnobCopy
 from dataplane.ledger import LeaseRefusedError, Ledger
-from domain.messages import LEASES_LOST
+from domain.messages import CAPACITY_WORKFLOW, LEASES_LOST, RECONCILE_NOW
 
 POLL = timedelta(seconds=1)
 TELL_AGAIN = timedelta(seconds=5)
@@ -38,7 +38,9 @@ async def watch_redis(ledger: Ledger, knobs: KnobCopy, client: Client) -> None:
             epoch, seen = (await asyncio.to_thread(ledger.leases)).epoch, knobs.status().losses
             lost = epoch is None or seen != losses
             if lost or (tell_again_at is not None and time.monotonic() >= tell_again_at):
-                _log.warning("redis lost writes; lease holders are told", epoch=epoch, losses=seen)
+                _log.warning(
+                    "redis lost writes; those who keep leases or routes there are told", epoch=epoch, losses=seen
+                )
                 await _tell_holders(client)
                 await _release_orphans(ledger, client)
                 losses, tell_again_at = seen, time.monotonic() + TELL_AGAIN.total_seconds() if lost else None
@@ -50,11 +52,13 @@ async def watch_redis(ledger: Ledger, knobs: KnobCopy, client: Client) -> None:
 
 
 async def _tell_holders(client: Client) -> None:
-    async for execution in client.list_workflows("HoldsLeases = true AND ExecutionStatus = 'Running'"):
-        try:
-            await client.get_workflow_handle(execution.id, run_id=execution.run_id).signal(LEASES_LOST)
-        except RPCError as error:
-            _log.warning("a lease holder could not be told", workflow=execution.id, error=str(error))
+    for kept, signal in (("HoldsLeases = true", LEASES_LOST), (f"WorkflowType = '{CAPACITY_WORKFLOW}'", RECONCILE_NOW)):
+        async for execution in client.list_workflows(f"{kept} AND ExecutionStatus = 'Running'"):
+            try:
+                # Not to the run that was found: it may have been continued as new since.
+                await client.get_workflow_handle(execution.id).signal(signal)
+            except RPCError as error:
+                _log.warning("a workflow could not be told", workflow=execution.id, error=str(error))
 
 
 async def _release_orphans(ledger: Ledger, client: Client) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.assessment import AssessmentActivities
@@ -18,7 +19,7 @@ from activities.changes import ChangeActivities
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
-from activities.entities import EntityActivities
+from activities.entities import EntityActivities, start_capacity
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.report import ReportActivities
@@ -109,12 +110,14 @@ async def serve(settings: Settings) -> None:
             graceful_shutdown_timeout=DRAIN,
         )
         await asyncio.to_thread(aws.warm)
+        policy = load_policy(settings.policy_file, settings.clock)
         async with worker:
+            for model in policy.models:
+                await start_capacity(client, model, settings.task_queue)
             say_ready()
             _log.info("runbook worker is ready", task_queue=settings.task_queue)
             await asyncio.to_thread(ReportActivities.warm)
             keep_loaded()
-            policy = load_policy(settings.policy_file, settings.clock)
             with Knobs(connection, policy.baseline) as knobs:
                 await watch_redis(ledger, knobs, client)
 
@@ -136,7 +139,7 @@ def main() -> int:
         return 2
     try:
         asyncio.run(run_until_signalled(serve(settings)))
-    except RuntimeError as error:
+    except (RuntimeError, RPCError) as error:
         print(f"Temporal at {settings.temporal_address} cannot be reached: {error}", file=sys.stderr)
         return 1
     return 0

@@ -50,7 +50,7 @@ SUMMARY = 200
 POLICY_RETRY = timedelta(seconds=10)
 # Short, so that a list made meanwhile goes out instead of an old one that Redis did not take.
 PUBLISH_WITHIN = timedelta(seconds=30)
-CREATE, LIST = "create", "list"
+CREATE, LIST, FAILED = "create", "list", "failed"
 RETIRING = (StepKind.WITHDRAW, StepKind.DRAIN, StepKind.DELETE)
 
 
@@ -93,8 +93,12 @@ class CapacityWorkflow:
         self.planned_for: list[Demand] = []
         self.told = state.told
         self.news: list[tuple[str, DemandOutcome]] = []
-        self.shortage: dict[str, str] = {}
-        """Why there are not more units, by order or ARN."""
+        self.shortage: dict[str, tuple[str, str]] = {}
+        """Why there are not more units, as kind and words, by order, by ARN, or `FAILED`: AWS failed to create."""
+        self.settled: set[str] = set()
+        """Orders in `shortage` of before those that are being sent: forgotten once these have ended."""
+        self.told_kinds: dict[str, frozenset[str]] = {}
+        """What kept units away when a demand's asker was told last."""
         self.errors: dict[str, str] = {}
         """What else fails, by what it is about."""
         self.held: set[str] = set()
@@ -113,8 +117,10 @@ class CapacityWorkflow:
     @workflow.update(name=SET_DEMAND)
     async def set_demand(self, demand: Demand) -> DemandOutcome:
         """Record the demand; the main loop acts on it beside this answer."""
+        before = self.demands.get(demand.demand_id)
         self.demands[demand.demand_id] = demand
-        self.shortage.clear()
+        if before is None or before.units != demand.units:
+            self.shortage.clear()
         self._try_again()
         await workflow.wait_condition(lambda: self.listed_at is not None or bool(self._problems()))
         if self.plan is None or demand not in self.planned_for:
@@ -124,7 +130,7 @@ class CapacityWorkflow:
         outcome = next((item for item in plan.outcomes if item.demand_id == demand.demand_id), None)
         if outcome is None:
             return self._withdrawn(demand.demand_id, plan, f"it ended at {utc(demand.end)}")
-        self.told[demand.demand_id] = outcome
+        self._note_told(outcome)
         return outcome
 
     @set_demand.validator
@@ -137,8 +143,7 @@ class CapacityWorkflow:
     @workflow.update(name=WITHDRAW_DEMAND)
     async def withdraw_demand(self, request: WithdrawDemand) -> DemandOutcome:
         """Forget the demand; the main loop releases what nobody asks for any more."""
-        known = self.demands.pop(request.demand_id, None)
-        self.told.pop(request.demand_id, None)
+        known = self._forget_demand(request.demand_id)
         self._try_again()
         plan = await self._preview("Plan: what can go without the withdrawn demand")
         return self._withdrawn(request.demand_id, plan, request.reason if known else "there is no such demand")
@@ -330,20 +335,20 @@ class CapacityWorkflow:
 
     def _troubles(self) -> Sequence[str]:
         other = [self.errors[name] for name in ("fleet", "routes") if name in self.errors]
-        return list(dict.fromkeys([*self.shortage.values(), *other]))
+        return list(dict.fromkeys([*(why for _, why in self.shortage.values()), *other]))
 
     def _problems(self) -> Sequence[str]:
-        return list(dict.fromkeys([*self.shortage.values(), *self.errors.values()]))
+        return list(dict.fromkeys([*(why for _, why in self.shortage.values()), *self.errors.values()]))
 
     # ------------------------------------------------------------ acting
 
     def _act(self, plan: CapacityPlan) -> None:
         for demand_id in plan.ended:
-            demand = self.demands.pop(demand_id, None)
-            self.told.pop(demand_id, None)
-            if demand is not None:
+            demand = self.demands.get(demand_id)
+            if demand is not None and demand.end <= workflow.now():  # not prolonged while the plan was made
+                self._forget_demand(demand_id)
                 self.news.append((demand.asked_by, self._withdrawn(demand_id, plan, f"it ended at {utc(demand.end)}")))
-        if plan.units_in_service >= plan.desired_units:
+        if plan.units_in_service >= plan.desired_units or not self.demands:
             self.shortage.clear()
         retire = {step.arn for step in plan.steps if step.kind in RETIRING and step.ready}
         for arn in self.retiring.keys() - self.deleting - retire:
@@ -351,11 +356,36 @@ class CapacityWorkflow:
         for step in plan.steps:
             self._take(step)
         self.routes = plan.routes
+        if self.look or self.replan or (self.routes != self.routed and "routes" not in self.errors):
+            return  # something has changed since the plan was asked for, or is about to: the next one is told
         for outcome in plan.outcomes:
             demand = self.demands.get(outcome.demand_id)
-            if demand is not None and self.told.get(outcome.demand_id) != outcome:
-                self.told[outcome.demand_id] = outcome
+            if demand is not None and self._is_news(outcome):
+                self._note_told(outcome)
                 self.news.append((demand.asked_by, outcome))
+
+    def _is_news(self, outcome: DemandOutcome) -> bool:
+        """A failure is told once all orders under way have ended; again only with other units or of another kind."""
+        before = self.told.get(outcome.demand_id)
+        if outcome == before or (outcome.status == "failed" and self.sending):
+            return False
+        if before is None or outcome.status != "failed":
+            return True
+        figures = outcome.status, outcome.units_in_service, outcome.units_wanted
+        known = before.status, before.units_in_service, before.units_wanted
+        return figures != known or self._kinds() != self.told_kinds.get(outcome.demand_id)
+
+    def _kinds(self) -> frozenset[str]:
+        return frozenset([*(kind for kind, _ in self.shortage.values()), *self.errors.keys() & {"fleet", "routes"}])
+
+    def _note_told(self, outcome: DemandOutcome) -> None:
+        self.told[outcome.demand_id] = outcome
+        self.told_kinds[outcome.demand_id] = self._kinds()
+
+    def _forget_demand(self, demand_id: str) -> Demand | None:
+        self.told.pop(demand_id, None)
+        self.told_kinds.pop(demand_id, None)
+        return self.demands.pop(demand_id, None)
 
     def _take(self, step: Step) -> None:
         if not step.ready or step.arn in self.held:
@@ -367,6 +397,8 @@ class CapacityWorkflow:
         if "fleet" in self.errors:
             return  # nothing is bought or deleted on an old list
         if step.order is not None and CREATE not in self.held:
+            if not self.sending:
+                self.settled = set(self.shortage.keys() - self.fleet.keys() - {FAILED})
             self.sending[step.name] = step.order
             self.unanswered = [order for order in self.unanswered if order.name != step.name]
             self.next_sequence = max(self.next_sequence, step.order.sequence + 1)
@@ -393,7 +425,9 @@ class CapacityWorkflow:
             )
         except ActivityError as error:
             kind, message = failure(error)
-            self._failed_to_grow(order.name, f"{order.units} units were not created: {message}")
+            self.held.add(CREATE)
+            self.settled.discard(order.name)
+            self.shortage[order.name] = kind, f"{order.units} units were not created: {message}"
             if kind in RETRYABLE:
                 self.unanswered = [*self.unanswered, order][-UNANSWERED_KEPT:]
         else:
@@ -407,16 +441,11 @@ class CapacityWorkflow:
                     ours=True,
                     created_at=workflow.now(),
                 )
-            if CREATE not in self.held:
-                self.shortage.clear()
         del self.sending[order.name]
+        if not self.sending:
+            for name in self.settled:
+                self.shortage.pop(name, None)
         self.replan = True
-
-    def _failed_to_grow(self, name: str, why: str) -> None:
-        if CREATE not in self.held:
-            self.shortage.clear()
-            self.held.add(CREATE)
-        self.shortage[name] = why
 
     async def _await_in_service(self, arn: str, name: str) -> None:
         timeout = self.policy.provisioning_timeout
@@ -428,8 +457,9 @@ class CapacityWorkflow:
                 at_most=timeout,
             )
         except ActivityError as error:
+            kind, message = failure(error)
             self.held.add(arn)
-            self.shortage[arn] = f"{name} cannot be watched: {failure(error)[1]}"
+            self.shortage[arn] = kind, f"{name} cannot be watched: {message}"
         else:
             self.shortage.pop(arn, None)
             known = self.fleet.get(arn)
@@ -437,11 +467,15 @@ class CapacityWorkflow:
                 self._forget(arn)
             elif seen.status == "Creating":
                 self.held.add(arn)
-                self.shortage[arn] = f"{name} is still Creating after {timeout}: ask AWS Support"
+                self.shortage[arn] = "late", f"{name} is still Creating after {timeout}: ask AWS Support"
             else:
                 self.fleet[arn] = known.model_copy(update={"status": seen.status, "failure": seen.failure})
+                if known.ours:
+                    self.shortage.pop(FAILED, None)
                 if seen.status == "Failed" and known.ours:
-                    self._failed_to_grow(name, f"AWS failed to create {name}: {seen.failure or 'no reason given'}")
+                    self.held.add(CREATE)
+                    why = f"AWS failed to create {name}: {seen.failure or 'no reason given'}"
+                    self.shortage[FAILED] = FAILED, why
         self.watching.discard(arn)
         self.replan = True
 
@@ -496,6 +530,7 @@ class CapacityWorkflow:
         self.gone.add(arn)
         self.held.discard(arn)
         self.errors.pop(arn, None)
+        self.shortage.pop(arn, None)
 
     async def _keep_routes(self) -> None:
         """Publishes the routes whenever they change, in order, and again at each reconciliation."""

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.capacity import (
-    BASELINE,
     CapacityPlan,
     Demand,
     DemandKind,
@@ -125,6 +124,38 @@ def test_an_order_without_an_answer_is_asked_for_again_under_its_own_token() -> 
     assert orders[0].token not in [step.order.token for step in landed.steps if step.order]
 
 
+def test_a_baseline_that_is_not_there_is_never_bought_and_the_plan_says_whose_it_is() -> None:
+    result = plan(situation([], [demand(25)]))
+    assert sum(step.units for step in result.steps if step.kind is StepKind.CREATE) == 10
+    assert result.ends_at_units == 10
+    assert "only 0 of the baseline's 15 units are there; buying them needs a person" in result.why_not
+    assert result.outcomes[0].status == "requested"
+    part = [model(10, "base", ours=False), model(5, "b1"), model(5, "b2")]
+    arns = [m.arn for m in part]
+    bought = plan(situation(part, [demand(25)], routed=arns))
+    assert bought.steps == ()
+    assert (bought.outcomes[0].status, bought.outcomes[0].units_in_service) == ("failed", 20)
+    assert "only 10 of the baseline's 15 units" in bought.outcomes[0].detail
+    after = plan(situation(part, [], routed=arns))
+    assert [step.arn for step in after.steps if step.kind is StepKind.DELETE] == ["arn:b1", "arn:b2"]
+    assert "only 10 of the baseline's 15 units" in after.summary
+    calm = plan(situation([], []))
+    assert (calm.steps, "needs a person" in calm.why_not) == ((), True)
+    enough = plan(situation([model(10, "base", ours=False)], [demand(25), demand(18, "d2")]))
+    assert sum(step.units for step in enough.steps if step.kind is StepKind.CREATE) == 10
+
+
+def test_an_outcome_tells_only_what_was_read() -> None:
+    unread = plan(situation(None, [demand(20)])).outcomes[0]
+    assert (unread.status, unread.detail) == ("requested", "requested: 20 units; the fleet is being read")
+    first = plan(situation([BASE], [demand(20)])).outcomes[0]
+    assert first.detail == (
+        "15 of 20 units in service; 15 of them get calls once their routes are published; 5 more being asked of AWS"
+    )
+    later = plan(situation([BASE, model(5, "b", status="Creating")], [demand(20)], routed=["arn:base"])).outcomes[0]
+    assert later.detail == "15 of 20 units in service; 5 more accepted by AWS and on the way"
+
+
 def test_time_changes_the_plan_by_itself() -> None:
     later = demand(30, "later", start=timedelta(hours=1))
     result = plan(situation([BASE], [demand(10, hours=2), later]))
@@ -177,6 +208,12 @@ class World:
 
     def units(self) -> int:
         return sum(m.units for m in self.fleet.values() if m.status != "Failed")
+
+    def ours(self) -> int:
+        return sum(m.units for m in self.fleet.values() if m.status != "Failed" and m.ours and not m.committed)
+
+    def base(self) -> int:
+        return self.units() - self.ours()
 
     def fault(self) -> str:
         return self.faults.pop() if self.faults else "none"
@@ -256,9 +293,12 @@ def test_any_fleet_ends_at_the_desired_sum_or_the_plan_says_why_not(world: World
     theirs = {arn for arn, m in world.fleet.items() if not m.ours or m.committed}
     limit = min(world.spec.ceiling_units, world.spec.quota_units if world.spec.quota_units is not None else 10**9)
     most = max(limit, world.units())
+    wanted = min(max([world.spec.baseline_units, *(d.units for d in world.demands)]), limit)
+    promised = max(0, wanted - world.spec.baseline_units)
     for _ in range(60):
         result = world.plan()
         in_service = sum(m.units for m in world.fleet.values() if m.in_service)
+        ours = world.ours()
         assert plan(situation(list(world.fleet.values()), world.demands, spec=world.spec)).desired_units <= limit
         if not any(step.ready for step in result.steps):
             break
@@ -267,23 +307,33 @@ def test_any_fleet_ends_at_the_desired_sum_or_the_plan_says_why_not(world: World
         assert theirs <= world.fleet.keys()
         # What was enough stays enough: made before broken.
         after = sum(m.units for m in world.fleet.values() if m.in_service)
-        assert after >= min(in_service, result.desired_units)
+        assert after >= min(in_service, result.desired_units, world.base() + promised)
+        # Ours are at most what was promised over the baseline; another sum of them stands beside the one it replaces.
+        leaving = sum(step.units for step in result.steps if step.kind is StepKind.DELETE)
+        assert world.ours() <= max(ours, promised + leaving)
     else:
         raise AssertionError("the plan never comes to an end")
     assert not result.steps, "a step is left that nothing makes ready"
     assert world.units() == result.ends_at_units
     assert result.ends_at_units == result.desired_units or result.why_not
+    if world.ours() > promised:
+        assert "units too many stay" in result.why_not
+    assert ("needs a person" in result.why_not) == (world.base() < min(world.spec.baseline_units, wanted))
     assert world.routed == {arn for arn, m in world.fleet.items() if m.in_service}
     assert not [m for m in world.fleet.values() if m.status == "Failed" and m.arn not in theirs and m.ours]
+    world.demands = []
+    for _ in range(20):
+        result = world.plan()
+        world.take(result)
+    assert world.ours() == 0, "without a demand nothing of ours stays"
     bought = sum(1 for m in world.fleet.values() if m.name.startswith("runbooks-"))
     assert bought <= len(world.tokens)
 
 
 def test_names_and_tokens_are_the_same_for_the_same_order_and_fit_aws() -> None:
-    one, two = (plan(situation([], [])).steps[0].order for _ in range(2))
+    one, two = (plan(situation([], [demand(30)])).steps[0].order for _ in range(2))
     assert one == two
     assert one is not None
-    assert one.asked_by == BASELINE
     long = CapacityPolicy(name_prefix="läuft--" * 20)
     order = plan(situation([], [demand(30)], policy=long, next_sequence=10**9)).steps[0].order
     assert order is not None

@@ -4,14 +4,17 @@ import asyncio
 
 import pytest
 
+from dataplane.routes import Routes
 from domain.incident import LeverName, LeverStatus, Phase
 from domain.knobs import KnobName
 from domain.people import Role
+from domain.policy import Policy
 from tests.e2e.harness import CURABLE, INCIDENT, Rehearsal, in_force
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(150)]
 
 AWAY_SECONDS = 20
+MODELS = Policy().models.keys()
 BOTH = {KnobName.MODEL_ROUTING, KnobName.CACHE_TTL_SECONDS}
 
 
@@ -27,6 +30,7 @@ async def test_levers_come_into_force_after_redis_and_are_put_back_after_a_flush
 
     world.redis.flushall()
     await world.soon("both knobs are put back", lambda: world.knobs().keys() == BOTH, seconds=8)
+    await world.soon("all routes are back", lambda: Routes(world.redis).read_all().keys() == MODELS, seconds=8)
     told = await world.until("the record says so", lambda record: "put_back" in record.timeline[-1].text)
     assert in_force(told) >= {LeverName.MODEL_ROUTING, LeverName.CACHE_TTL}
 

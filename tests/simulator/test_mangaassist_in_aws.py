@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import boto3
 import pytest
 
+from dataplane import keys
 from dataplane.connection import connect
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
@@ -232,6 +233,10 @@ def test_only_capacity_that_is_routed_and_in_service_counts(rehearsal: Rehearsal
         routes.withdraw("haiku", version=2)
         eventually(capacity, lambda value: value == haiku.on_demand_tokens_per_second)
         routes.publish(held.model_copy(update={"version": 3}))
+        eventually(capacity, lambda value: value == both)
+        client.hdel(keys.ROUTES, "haiku")
+        eventually(capacity, lambda value: value == haiku.on_demand_tokens_per_second)
+        routes.publish(held.model_copy(update={"version": 4}))
         eventually(capacity, lambda value: value == both)
         (arn,) = [route.provisioned_model_arn for route in held.routes]
         rehearsal.client("bedrock").delete_provisioned_model_throughput(provisionedModelId=arn)

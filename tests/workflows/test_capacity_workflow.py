@@ -28,6 +28,8 @@ from activities.bedrock import BedrockActivities
 from activities.decisions import DecisionActivities
 from activities.entities import EntityActivities
 from activities.settings import SettingsActivities
+from dataplane.knobs import Knobs
+from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.capacity import Demand, DemandKind, DemandOutcome
 from domain.clock import RehearsalClock
@@ -45,6 +47,7 @@ from domain.messages import (
 from domain.policy import CapacityPolicy, Policy
 from tests.servers import TemporalServer, ValkeyServer
 from workers.clients import AwsClients
+from workers.redis_loss import watch_redis
 from workers.settings import Settings
 from workers.temporal import connect, runbook_plugin
 from workflows._step import failure, mutate
@@ -344,6 +347,36 @@ async def test_a_refused_quota_is_told_in_words_of_aws_and_what_to_do(stack: Sta
     assert stack.units() == [5, 15]
 
 
+async def test_one_failure_is_told_once_however_many_orders_and_reconciliations_it_meets(stack: Stack) -> None:
+    stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 15}})
+    await stack.ask(28)
+    await until(lambda: _last(stack, "failed"))
+    for rounds in range(2, 5):
+        await stack.entity.signal(RECONCILE_NOW)
+        await until(lambda rounds=rounds: stack.calls("CreateProvisionedModelThroughput") == 1 + 3 * rounds)
+        await until(lambda: _idle(stack))
+    prolonged = await stack.ask(28, seconds=7200)
+    assert prolonged.status == "failed"
+    await until(lambda: stack.calls("CreateProvisionedModelThroughput") == 1 + 3 * 5)
+    await until(lambda: _idle(stack))
+    failures = [outcome for outcome in await stack.told() if outcome.status == "failed"]
+    assert len(failures) == 1
+    assert "5 units were not created" in failures[0].detail
+    assert "3 units were not created" in failures[0].detail
+    stack.fault("CreateProvisionedModelThroughput", "access_denied", count=None)
+    await stack.entity.signal(RECONCILE_NOW)
+    await until(lambda: _failures(stack, 2))
+    stack.control("faults", method="DELETE")
+    stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 28}})
+    await stack.entity.signal(RECONCILE_NOW)
+    await until(lambda: _last(stack, "in_service"))
+    assert (await stack.state()).last_error == ""
+
+
+async def _failures(stack: Stack, count: int) -> bool:
+    return len([outcome for outcome in await stack.told() if outcome.status == "failed"]) == count
+
+
 async def test_a_failed_creation_is_deleted_reported_and_tried_once_per_reconciliation(stack: Stack) -> None:
     stack.control("bedrock", {"provisioning_lag_seconds": 60})
     await stack.ask(20)
@@ -367,6 +400,44 @@ async def test_a_demand_ends_by_itself_with_nobody_there(stack: Stack) -> None:
     await until(lambda: stack.units() == [15])
     await until(lambda: list(stack.routed().values()) == [15])
     assert (await stack.state()).demands == []
+
+
+async def test_a_demand_that_is_prolonged_while_its_end_is_planned_goes_on(stack: Stack) -> None:
+    await stack.ask(20, seconds=3)
+    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: _idle(stack))
+    stack.fault("ListProvisionedModelThroughputs", "lost_answer", delay_ms=1500)
+    await until(lambda: _planning(stack))
+    prolonged = stack.demand(20)
+    assert (await stack.state()).demands[0].end < prolonged.start, "it has ended, and the plan is asked for"
+    await stack.ask(20)
+    await until(lambda: _idle(stack))
+    assert [demand.units for demand in (await stack.state()).demands] == [20]
+    assert stack.units() == [5, 15]
+    assert "withdrawn" not in [outcome.status for outcome in await stack.told()]
+    assert stack.calls("DeleteProvisionedModelThroughput") == 0
+
+
+async def _planning(stack: Stack) -> bool:
+    return "planning" in (await stack.state()).doing
+
+
+async def test_routes_that_redis_lost_are_published_again_at_once(stack: Stack) -> None:
+    ledger = Ledger(stack.redis)
+    ledger.ensure_epoch()
+    knobs = Knobs(stack.redis, Policy().baseline).start()
+    watching = asyncio.create_task(watch_redis(ledger, knobs, stack.client))
+    try:
+        await stack.ask(20)
+        await until(lambda: _last(stack, "in_service"))
+        await until(lambda: _idle(stack))
+        stack.redis.flushall()
+        await until(lambda: sum(stack.routed().values()) == 20, seconds=10)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        knobs.close()
+    assert stack.units() == [5, 15]
 
 
 async def test_a_model_deleted_by_somebody_else_loses_its_route_and_is_bought_again(stack: Stack) -> None:
@@ -582,9 +653,9 @@ async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
     finally:
         worker.kill()
         worker.wait()
-        for step in steps:
+        for model in policy.models:
             with suppress(RPCError):
-                await client.get_workflow_handle(capacity_id(names[step])).terminate()
+                await client.get_workflow_handle(capacity_id(model)).terminate()
 
 
 async def _rest(reading: Awaitable[CapacityState]) -> CapacityState | None:
