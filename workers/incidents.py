@@ -48,6 +48,7 @@ SUMMARY_NAME_CHARS = 60
 """Temporal takes 400 bytes of summary as JSON, in which a character may need six."""
 
 _KEY = SearchAttributeKey.for_keyword("IncidentKey")
+_PHASE = SearchAttributeKey.for_keyword("IncidentPhase")
 _AWAY = frozenset(
     (
         RPCStatusCode.UNAVAILABLE,
@@ -72,6 +73,8 @@ class Seen:
 
     state: AlarmState
     changed_at: datetime
+    told_at: float = -1e9
+    """On the monotonic clock."""
 
 
 @dataclass
@@ -84,13 +87,14 @@ class Key:
     """Duplicates not yet counted in Temporal."""
     counted_at: float = -1e9
     """When the last count was sent, on the monotonic clock."""
-    reopens: tuple[AlarmChange, IncidentTarget] | None = None
-    """A repeat that is newer than what was delivered: should the incident be closed, this opens the next."""
+    newer: dict[str, tuple[AlarmChange, IncidentTarget]] = field(default_factory=dict)
+    """The newest ALARM of each alarm that came too soon after the last one: told when it may be."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def remember(self, change: AlarmChange) -> None:
         """Temporal has `change`."""
-        self.alarms[change.alarm_name] = Seen(change.state, change.changed_at)
+        self.alarms[change.alarm_name] = Seen(change.state, change.changed_at, time.monotonic())
+        self.newer.pop(change.alarm_name, None)
         self.alarms.move_to_end(change.alarm_name)
         if len(self.alarms) > MAX_ALARMS_PER_KEY:
             self.alarms.popitem(last=False)
@@ -101,7 +105,8 @@ class Incidents:
 
     def __init__(self, temporal: Client, policy: Policy, task_queue: str) -> None:
         self._temporal = temporal
-        self._policy = policy
+        self.policy = policy
+        """May be replaced at any time."""
         self._task_queue = task_queue
         self._keys: OrderedDict[str, Key] = OrderedDict()
         self._outage = Outage("Temporal")
@@ -113,7 +118,7 @@ class Incidents:
         self._keys.move_to_end(name)
         if len(self._keys) > MAX_KEYS:
             oldest = next(iter(self._keys.values()))
-            if not oldest.lock.locked() and not oldest.repeats:
+            if not oldest.lock.locked() and not oldest.repeats and not oldest.newer:
                 del self._keys[oldest.name]
         return known
 
@@ -121,7 +126,8 @@ class Incidents:
         """Make Temporal know `change`; returns what was done, in one word.
 
         Waits while Temporal is away. A change that Temporal has already, or that an older message tells late, is
-        only counted.
+        only counted. A newer one to the same state is told, as the state between was missed or is never notified;
+        of one alarm at most once per `duplicate_count_interval`.
 
         Raises:
             RPCError: Temporal refuses this one; trying again would not help.
@@ -129,7 +135,7 @@ class Incidents:
         known = self._key(target.key)
         async with known.lock:
             seen = known.alarms.get(change.alarm_name)
-            if seen and (change.state is seen.state or change.changed_at < seen.changed_at):
+            if seen and not self._is_news(change, seen, known.newer.get(change.alarm_name)):
                 return await self._repeated(known, change, target, seen)
             if change.state is AlarmState.ALARM:
                 await self._start_or_join(target, change)
@@ -139,35 +145,46 @@ class Incidents:
             known.remember(change)
             return done
 
+    def _is_news(self, change: AlarmChange, seen: Seen, untold: tuple[AlarmChange, IncidentTarget] | None) -> bool:
+        if change.state is not seen.state:
+            return change.changed_at >= (untold[0] if untold else seen).changed_at
+        # When asked, CloudWatch dates a change more finely than when it notifies of it.
+        return change.source != "reconcile" and change.changed_at > seen.changed_at and self._has_passed(seen.told_at)
+
     async def _repeated(self, known: Key, change: AlarmChange, target: IncidentTarget, seen: Seen) -> str:
         if change.state is not AlarmState.ALARM or change.source == "reconcile":
             return "known"
-        known.repeats += 1
-        if change.state is seen.state and change.changed_at > seen.changed_at:
-            known.reopens = (change, target)
-        if self._may_count(known):
+        untold = known.newer.get(change.alarm_name)
+        is_newest = change.changed_at > (untold[0] if untold else seen).changed_at
+        if is_newest:
+            known.newer[change.alarm_name] = change, target
+        if untold or not is_newest:
+            known.repeats += 1
+        if self._has_passed(known.counted_at):
             await self._send_count(known)
         return "counted"
 
-    async def _send_count(self, known: Key) -> None:
+    async def _send_count(self, known: Key, *, all_of_it: bool = False) -> None:
         known.counted_at = time.monotonic()
-        count, reopens = known.repeats, known.reopens
-        if not await self._signal(known.name, ALARM_REPEATED, AlarmRepeats(count=count)) and reopens:
-            change, target = reopens
-            await self._start_or_join(target, change)
-            known.remember(change)
-        known.repeats, known.reopens = 0, None
+        for change, target in list(known.newer.values()):
+            seen = known.alarms.get(change.alarm_name)
+            if all_of_it or seen is None or self._has_passed(seen.told_at):
+                await self._start_or_join(target, change)
+                known.remember(change)
+        if known.repeats:
+            await self._signal(known.name, ALARM_REPEATED, AlarmRepeats(count=known.repeats))
+            known.repeats = 0
 
     async def send_counts(self, *, all_of_them: bool = False) -> None:
-        """Send what duplicates have gathered, for every key whose interval has passed or for all."""
-        for known in [known for known in self._keys.values() if known.repeats]:
+        """Send what repetitions have gathered, for every key whose interval has passed or for all."""
+        for known in [known for known in self._keys.values() if known.repeats or known.newer]:
             async with known.lock:
-                if known.repeats and (all_of_them or self._may_count(known)):
-                    await self._send_count(known)
+                if (known.repeats or known.newer) and (all_of_them or self._has_passed(known.counted_at)):
+                    await self._send_count(known, all_of_it=all_of_them)
 
-    def _may_count(self, known: Key) -> bool:
-        interval = self._policy.intake.duplicate_count_interval.total_seconds()
-        return time.monotonic() - known.counted_at >= interval
+    def _has_passed(self, since: float) -> bool:
+        """Whether the interval of duplicates has passed `since` then, on the monotonic clock."""
+        return time.monotonic() - since >= self.policy.intake.duplicate_count_interval.total_seconds()
 
     async def is_missed(self, change: AlarmChange, target: IncidentTarget) -> bool:
         """Whether an alarm that CloudWatch says is on, is one that its incident has not heard of."""
@@ -235,15 +252,9 @@ class Incidents:
 
     async def _start_or_join(self, target: IncidentTarget, change: AlarmChange) -> None:
         """Signal-with-start: one open workflow per key, whoever else tries at the same time."""
-        fields = IncidentRecord.model_fields
+        # So that it is found at once; the incident knows the others.
         attributes = TypedSearchAttributes(
-            [
-                SearchAttributePair(_KEY, target.key),
-                SearchAttributePair(SearchAttributeKey.for_keyword("IncidentPhase"), str(Phase.TRIAGE)),
-                SearchAttributePair(SearchAttributeKey.for_keyword("Severity"), fields["severity"].default),
-                SearchAttributePair(SearchAttributeKey.for_keyword("Service"), fields["service"].default),
-                SearchAttributePair(SearchAttributeKey.for_bool("HoldsLeases"), False),
-            ]
+            [SearchAttributePair(_KEY, target.key), SearchAttributePair(_PHASE, str(Phase.TRIAGE))]
         )
         await self._call(
             self._temporal.start_workflow,

@@ -240,7 +240,22 @@ class Intake:
                 self._alarms.failed(error)
             except Exception:
                 log.exception("reconcile failed")
+            await self._reload_policy()
             await asyncio.sleep(self._policy.intake.reconcile_interval.total_seconds())
+
+    async def _reload_policy(self) -> None:
+        """Take the policy as its file is now; while that is broken, what was read before stays."""
+        path = self._settings.policy_file
+        if path is None:
+            return
+        try:
+            policy = await self._aws(load_policy, path, self._settings.clock)
+        except ConfigurationError as error:
+            log.error("the policy cannot be read; the one before stays", error=str(error)[:500])
+            return
+        if policy != self._policy:
+            self._policy = self._incidents.policy = policy
+            log.info("the policy has changed")
 
     async def _reconcile(self) -> None:
         """Start what is on without an incident; tell open incidents whose alarms are no longer on."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import boto3
 import pytest
 import stamina.instrumentation
+import structlog.testing
 from botocore.config import Config
 from pydantic import BaseModel
 from temporalio import workflow
@@ -136,6 +137,7 @@ class World:
     sns: "SNSClient"
     cloudwatch: "CloudWatchClient"
     name: str
+    policy_file: Path | None = None
 
     @property
     def key(self) -> str:
@@ -178,9 +180,8 @@ class World:
         policy = self.policy.model_copy(update={"intake": self.policy.intake.model_copy(update=intake_policy)})
         incidents = Incidents(self.temporal, policy, self.settings.task_queue)
         ready = asyncio.Event()
-        serving = asyncio.create_task(
-            Intake(self.settings, policy, incidents, AwsClients(self.settings)).serve(ready.set)
-        )
+        settings = self.settings.model_copy(update={"policy_file": self.policy_file})
+        serving = asyncio.create_task(Intake(settings, policy, incidents, AwsClients(settings)).serve(ready.set))
         await asyncio.wait_for(ready.wait(), 20)
         yield
         serving.cancel()
@@ -318,16 +319,12 @@ async def test_an_alarm_over_sns_opens_an_incident_that_ok_joins(world: World) -
     attributes = {pair.key.name: pair.value for pair in description.typed_search_attributes}
     assert attributes["IncidentKey"] == world.key
     assert attributes["IncidentPhase"] == "triage"
-    assert attributes["HoldsLeases"] is False
+    assert attributes.keys().isdisjoint({"Severity", "Service", "HoldsLeases"}), "they are the incident's to say"
     assert await description.static_summary() == "Alarm `a 'b' # c`"
 
 
 async def test_a_storm_is_one_incident_and_a_count(world: World) -> None:
-    bodies = [
-        body
-        for n in range(334)
-        for body in shapes(f"{world.name}-alarm", at=AT + timedelta(seconds=random.randrange(60)))
-    ]
+    bodies = [body for n in range(334) for body in shapes(f"{world.name}-alarm")]
     older = [body for n in range(30) for body in shapes(f"{world.name}-alarm", state="OK", at=AT - timedelta(hours=1))]
     random.shuffle(bodies)
     async with world.intake():
@@ -343,6 +340,69 @@ async def test_a_storm_is_one_incident_and_a_count(world: World) -> None:
     assert len(history.events) < 100
     assert await world.runs(world.key) == 1
     assert not world.dead_letters()
+
+
+async def test_an_alarm_that_comes_again_without_an_ok_between_is_told_and_a_burst_of_them_is_not(world: World) -> None:
+    def say(minute: int, state: str = "ALARM") -> list[str]:
+        return shapes(f"{world.name}-alarm", at=AT + timedelta(minutes=minute), state=state)
+
+    def minutes(heard: Heard) -> list[int]:
+        return [int((change.changed_at - AT).total_seconds() / 60) for change in heard.changes]
+
+    async def say_all(*messages: str) -> None:
+        world.send(*messages)
+        await until(lambda: world.waiting() == 0)
+
+    async with world.intake(duplicate_count_interval=timedelta(seconds=2)):
+        await say_all(*say(0))
+        await asyncio.sleep(2)
+        await say_all(*say(120))
+        assert minutes(await world.heard(world.key)) == [0, 120], "told at once, in whichever shape it came first"
+        await say_all(*(say(minute)[minute % 3] for minute in range(121, 131)))
+        await say_all(say(125, "OK")[0])
+        await until(lambda: _is_told(world, 130))
+        heard = await world.heard(world.key)
+        assert len(heard.changes) <= 5, "what comes faster than it may be told is told when it may, once"
+        assert {change.state for change in heard.changes} == {"ALARM"}, "an OK of before the newest ALARM is none"
+        await until(lambda: _counts(world, 3 + 3 + 10))
+
+
+async def _is_told(world: World, minute: int) -> bool:
+    return (await world.heard(world.key)).changes[-1].changed_at == AT + timedelta(minutes=minute)
+
+
+async def _counts(world: World, messages: int) -> bool:
+    heard = await world.heard(world.key)
+    return len(heard.changes) + heard.repeats >= messages
+
+
+async def test_the_policy_is_read_again_and_a_broken_one_changes_nothing(world: World, tmp_path: Path) -> None:
+    world.policy_file = tmp_path / "policy.yaml"
+
+    def write(pattern: str) -> None:
+        intake = world.policy.intake.model_copy(
+            update={"ignored_alarms": (pattern,), "reconcile_interval": timedelta(milliseconds=100)}
+        )
+        policy = world.policy.model_copy(update={"intake": intake})
+        (tmp_path / "policy.yaml").write_text(policy.model_dump_json())
+
+    def logged(event: str, times: int) -> bool:
+        return len([entry for entry in logs if entry["event"].startswith(event)]) >= times
+
+    write(f"{world.name}-ignored*")
+    with structlog.testing.capture_logs() as logs:
+        async with world.intake(reconcile_interval=timedelta(milliseconds=100)):
+            await until(lambda: logged("the policy has changed", 1))
+            (tmp_path / "policy.yaml").write_text("intake: {reconcile_interval: soon}")
+            await until(lambda: logged("the policy cannot be read", 2))
+            world.send(shapes(f"{world.name}-ignored")[0])
+            await until(lambda: world.waiting() == 0)
+            assert await world.runs(world.key) == 0
+            write("nothing")
+            await until(lambda: logged("the policy has changed", 2))
+            world.send(shapes(f"{world.name}-ignored")[0])
+            await until(lambda: world.waiting() == 0)
+            await until(lambda: _has(world, world.key, ["ALARM"]))
 
 
 async def test_redelivery_after_a_restart_changes_nothing_and_a_newer_alarm_opens_the_next(world: World) -> None:
