@@ -26,12 +26,23 @@ class PageActivities:
 
     @activity.defn
     def page(self, page: Page) -> None:
-        """Page people. The log line is written first, so that a page is on record even if SNS is away."""
+        """Page people. The log has one line of it, written first: a page is on record even if SNS is away."""
         line = json.dumps({"at": datetime.now(UTC).isoformat(), **page.model_dump(mode="json")}, ensure_ascii=False)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        if activity.info().attempt == 1:
-            with self._log.open("a") as log:
-                log.write(line + "\n")
+        with self._log.open("a+") as log:
+            log.seek(0)
+            written = log.read()
+            if not any(_is_of(page, entry) for entry in written.splitlines()):
+                log.write("\n" * (written[-1:] not in ("", "\n")) + line + "\n")
         if self._topic_arn is not None:
             subject = f"{page.severity} {page.incident_id}".encode("ascii", "replace").decode()[:MAX_SUBJECT]
             self._sns.publish(TopicArn=self._topic_arn, Subject=subject, Message=line)
+
+
+def _is_of(page: Page, entry: str) -> bool:
+    if page.page_id not in entry:
+        return False
+    try:
+        return bool(json.loads(entry)["page_id"] == page.page_id)
+    except (ValueError, LookupError, TypeError):  # half a line: its writer died, or the disk was full
+        return False
