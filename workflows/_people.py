@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 MAX_LINES, FIRST_LINES = 400, 100
 """Of the timeline, and how many of its first lines always stay."""
-MAX_TEXT = 600
+MAX_TEXT = 1500
 MAX_DENIALS = 20
 """Of one person; after that the validator refuses, which costs no history."""
 MAX_DECISIONS = 500

@@ -43,7 +43,6 @@ async def verify(incident: Incident) -> Verdict:
         # An alarm that returns has the plan made anew, once the last one had time to show.
         return incident.abort_asked or (incident.alarm_returned and workflow.now() >= settled_at)
 
-    page_p99_ms: float | None = policy.escalation.p99_ms
     while not stopped():
         due = [(look_again_at, "look-again"), (incident.late_page_at, "late")]
         if throttled_due is not None:
@@ -56,7 +55,7 @@ async def verify(incident: Incident) -> Verdict:
             query=recovery_query(incident.model, incident.now_snapshot, incident.p99_before_ms),
             checks=record.recovery_checks,
             give_up_after=patience,
-            page_p99_ms=page_p99_ms,
+            page_p99_ms=None if incident.p99_paged else policy.escalation.p99_ms,
             page_p99_for=policy.escalation.p99_for,
         )
         awaited = await incident.unless(
@@ -71,7 +70,7 @@ async def verify(incident: Incident) -> Verdict:
             _recovered(incident, awaited.load)
             return "recovered"
         if awaited.ended == "p99-high":
-            page_p99_ms = None
+            incident.p99_paged = True
             incident.page(SENIOR, f"P99 over {policy.escalation.p99_ms:g} ms for {span(policy.escalation.p99_for)}")
             continue
         throttled = any(check.name == THROTTLES and not check.met for check in awaited.checks)
@@ -109,7 +108,7 @@ def _recovered(incident: Incident, load: LoadSnapshot | None) -> None:
     record = incident.record
     record.recovered_at = workflow.now()
     record.load_at_recovery = load
-    incident.throttles_paged = False
+    incident.throttles_paged = incident.p99_paged = False
     incident.late_page_at = None
     incident.alarm_returned = False
     if load is not None:

@@ -40,6 +40,7 @@ from domain.runbooks.throttle import MitigationPlan
 from workflows._approval import DecidedByPeople
 from workflows._evidence import diagnose, first_response
 from workflows._mitigation import demand_end, take
+from workflows._people import MAX_TEXT
 from workflows._record import AWS_SUPPORT, ON_CALL, SENIOR
 from workflows._recovery import verify
 from workflows._step import decide, failure, load_policy, mutate, read
@@ -48,7 +49,7 @@ from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
 MAX_REASON = 300
-"""Characters of an alarm's reason, or of a to-do, that go on record."""
+"""Characters of an alarm's reason that go on record."""
 MAX_TO_DO = 30
 PROLONG_WITHIN = timedelta(minutes=1)
 """How long a try to prolong the demand may keep people's decisions waiting; the next renewal tries again."""
@@ -383,7 +384,7 @@ class IncidentWorkflow(DecidedByPeople):
 
     def _to_do(self, text: str) -> None:
         if text not in self.record.to_do and len(self.record.to_do) < MAX_TO_DO:
-            self.record.to_do.append(cut(text, MAX_REASON))
+            self.record.to_do.append(cut(text, MAX_TEXT))
 
     # ------------------------------------------------------------ the end
 
