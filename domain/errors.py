@@ -7,7 +7,7 @@ class ErrorKind(StrEnum):
     """Carried as the type of Temporal's ApplicationError."""
 
     THROTTLED = "Throttled"
-    """Too many calls: tried again, after the delay asked for."""
+    """Too many calls: tried again, by the step's own back-off."""
     UNAVAILABLE = "Unavailable"
     """Away, slow or failing on its own: tried again."""
     ACCESS_DENIED = "AccessDenied"

@@ -3,7 +3,6 @@
 botocore's own retries are off (workers/clients.py): Temporal's retry policy is the only one.
 """
 
-from datetime import timedelta
 from typing import Any
 
 import redis.exceptions
@@ -43,10 +42,10 @@ _RESOURCES = {
 }
 
 
-def to_application_error(error: Exception, service: str = "") -> ApplicationError | None:
+def to_application_error(error: Exception) -> ApplicationError | None:
     """`error` as an ApplicationError whose type is an ErrorKind; None when it is not ours to map."""
     if isinstance(error, ClientError):
-        return _from_client_error(error, service)
+        return _from_client_error(error)
     if isinstance(error, ParamValidationError):
         return _error(ErrorKind.INVALID, f"the call is not one that AWS has: {error}")
     if isinstance(error, BotoCoreError):
@@ -60,29 +59,29 @@ def to_application_error(error: Exception, service: str = "") -> ApplicationErro
     return None
 
 
-def _from_client_error(error: ClientError, service: str) -> ApplicationError:
+def _from_client_error(error: ClientError) -> ApplicationError:
     code = error.response.get("Error", {}).get("Code", "Unknown")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     kind = _KINDS.get(code) or (ErrorKind.UNAVAILABLE if status >= 500 else ErrorKind.UNKNOWN)
     message = str(error)
     if kind is ErrorKind.ACCESS_DENIED:
-        message += f" To mend it, add to the role: {missing_statement(error, service)}"
+        message += f" To mend it, add to the role: {missing_statement(error)}"
     if kind is ErrorKind.QUOTA_EXCEEDED:
         message += " Ask AWS Support to raise the quota of model units; automation cannot."
     return _error(kind, message)
 
 
-def missing_statement(error: ClientError, service: str = "") -> str:
+def missing_statement(error: ClientError) -> str:
     """The exact IAM statement that would have allowed the refused call."""
     message = error.response.get("Error", {}).get("Message", "")
     words = message.split("perform: ", 1)
-    action = words[1].split()[0] if len(words) == 2 and words[1] else f"{service or '?'}:{error.operation_name}"
+    action = words[1].split()[0] if len(words) == 2 and words[1] else f"?:{error.operation_name}"
     resource = _RESOURCES.get(action, '"*"')
     return f'{{"Effect": "Allow", "Action": "{action}", "Resource": {resource}}}'
 
 
-def _error(kind: ErrorKind, message: str, delay: timedelta | None = None) -> ApplicationError:
-    return ApplicationError(message, type=kind, non_retryable=kind not in RETRYABLE, next_retry_delay=delay)
+def _error(kind: ErrorKind, message: str) -> ApplicationError:
+    return ApplicationError(message, type=kind, non_retryable=kind not in RETRYABLE)
 
 
 class ErrorMapping(Interceptor):

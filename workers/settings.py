@@ -6,6 +6,7 @@ from pydantic import AwareDatetime, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from domain.clock import RehearsalClock
+from domain.messages import TASK_QUEUE
 
 
 class Settings(BaseSettings):
@@ -16,7 +17,7 @@ class Settings(BaseSettings):
     temporal_address: str = "127.0.0.1:7233"
     temporal_namespace: str = "default"
     temporal_ui_url: str = "http://127.0.0.1:8233"
-    task_queue: str = "runbooks"
+    task_queue: str = TASK_QUEUE
     redis_url: str = "redis://127.0.0.1:6379/0"
     aws_endpoint_url: str | None = None
     """An AWS endpoint to use instead of AWS's own: the simulator's."""
