@@ -21,7 +21,7 @@ from domain.messages import (
     WatchRelease,
 )
 from domain.metrics import CATALOGUE, MetricName
-from domain.runbooks.throttle import breaching, effects, held_since, recovery_checks
+from domain.mitigation import breaching, effects, held_since, recovery_checks
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch.client import CloudWatchClient

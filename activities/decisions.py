@@ -7,6 +7,7 @@ from domain import capacity
 from domain.capacity import CapacityPlan, Situation
 from domain.incident import span
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
+from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
 from domain.runbooks import throttle
 from domain.trees import Diagnosis, diagnose
@@ -21,9 +22,9 @@ class DecisionActivities:
         return diagnose(throttle.TREE, request.evidence)
 
     @activity.defn
-    async def guard_release(self, request: GuardRelease) -> throttle.Guard:
+    async def guard_release(self, request: GuardRelease) -> Guard:
         """Whether a lever may be released now."""
-        return throttle.guard(request.lever, request.held, request.model, request.load, request.policy)
+        return guard(request.lever, request.held, request.model, request.load, request.policy)
 
     @activity.defn
     async def plan_capacity(self, request: Situation) -> CapacityPlan:

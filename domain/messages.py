@@ -17,10 +17,10 @@ from domain.evidence import Evidence
 from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.load import LoadSnapshot
+from domain.mitigation import MitigationPlan
 from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
 from domain.policy import ModelPolicy, Policy, RecoveryPolicy
-from domain.runbooks.throttle import MitigationPlan
 
 TASK_QUEUE = "runbooks"
 

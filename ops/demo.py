@@ -40,8 +40,8 @@ from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase, Timel
 from domain.knobs import KnobName, baseline_value, effective_value
 from domain.load import LoadSnapshot, total_offered
 from domain.messages import incident_id, load_query
+from domain.mitigation import Guard, guard
 from domain.people import Role
-from domain.runbooks.throttle import Guard, guard
 from ops.servers import ServerNotFound
 from ops.service import ExitCode, Incident, OpsError, OpsService
 from ops.stack import TOKYO, Stack, StackError, StackOptions

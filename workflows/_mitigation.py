@@ -20,8 +20,8 @@ from domain.messages import (
     TakeLeases,
     WithdrawDemand,
 )
+from domain.mitigation import MitigationPlan
 from domain.policy import Policy
-from domain.runbooks.throttle import MitigationPlan
 from workflows._step import MUTATE_TOTAL, failure, mutate
 
 

@@ -8,7 +8,7 @@ from activities.cloudwatch import CloudWatchActivities
 from domain.incident import LeverName, Phase, span
 from domain.load import LoadSnapshot
 from domain.messages import AwaitedRecovery, AwaitRecovery
-from domain.runbooks.throttle import THROTTLES, recovered_how
+from domain.mitigation import THROTTLES, recovered_how
 from workflows._evidence import recovery_query
 from workflows._record import SENIOR, SENIOR_AND_TAM, Incident
 from workflows._step import wait

@@ -10,7 +10,7 @@ from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from domain.incident import Lever, LeverName, LeverStatus, Phase, span
 from domain.messages import GuardRelease, WatchRelease
-from domain.runbooks.throttle import Guard
+from domain.mitigation import Guard
 from workflows import _mitigation
 from workflows._evidence import recovery_query
 from workflows._record import ON_CALL, SENIOR, Incident

@@ -36,7 +36,7 @@ from domain.messages import (
     ReportInput,
     TakeLeases,
 )
-from domain.runbooks.throttle import MitigationPlan
+from domain.mitigation import MitigationPlan
 from workflows._approval import DecidedByPeople
 from workflows._evidence import diagnose, first_response
 from workflows._mitigation import demand_end, take

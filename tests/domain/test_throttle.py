@@ -11,17 +11,16 @@ from domain.evidence import Evidence, EvidenceKey, Reading, Value
 from domain.incident import Lever, LeverName, LeverStatus
 from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.load import LoadSnapshot, ModelLoad
-from domain.policy import CapacityPolicy, Policy
-from domain.runbooks.throttle import (
-    TREE,
+from domain.mitigation import (
     MitigationPlan,
     buying_evidence,
     guard,
     held_since,
-    plan,
     recovered_how,
     recovery_checks,
 )
+from domain.policy import CapacityPolicy, Policy
+from domain.runbooks.throttle import TREE, plan
 from domain.trees import diagnose, mermaid, needed
 
 NOW = datetime(2026, 11, 29, 15, 8, tzinfo=UTC)

@@ -56,6 +56,7 @@ from domain.messages import (
     WatchRelease,
     WithdrawDemand,
 )
+from domain.mitigation import effects, recovery_checks
 from domain.override import has_caught_up
 from domain.people import Role, Roster
 from domain.policy import Policy
@@ -245,7 +246,7 @@ class FakeWorld:
             checks=_checks(request.query, seen, request.checks),
             load=seen,
             peak_offered_tokens_per_second=total_offered(seen),
-            effects=throttle.effects(request.query.model, seen),
+            effects=effects(request.query.model, seen),
         )
 
     @activity.defn
@@ -396,4 +397,4 @@ def _check(name: str, **values: Value) -> Check:
 
 
 def _checks(query: RecoveryQuery, seen: LoadSnapshot, before: Collection[RecoveryCheck]) -> list[RecoveryCheck]:
-    return throttle.recovery_checks(query.model, seen, query.recovery, before, query.p99_before_ms)
+    return recovery_checks(query.model, seen, query.recovery, before, query.p99_before_ms)
