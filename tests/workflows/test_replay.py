@@ -18,6 +18,7 @@ from temporalio.worker import Replayer
 import activities.settings
 import domain.capacity
 import domain.incident
+import domain.mitigation
 import domain.trees
 from domain.incident import IncidentRecord
 from domain.messages import CAPACITY_WORKFLOW, INCIDENT_WORKFLOW, OVERRIDE_WORKFLOW, CapacityInput, IncidentInput
@@ -78,12 +79,12 @@ async def test_an_edited_tree_plan_threshold_or_text_does_not_break_replay(monke
     for module, name in (
         (domain.trees, "diagnose"),
         (throttle, "plan"),
-        (throttle, "guard"),
+        (domain.mitigation, "guard"),
         (domain.capacity, "plan"),
         (activities.settings, "load_policy"),
     ):
         edit(module, name)
-    edit(throttle, "recovered_how", ("the demand went away", "edited"))
+    edit(domain.mitigation, "recovered_how", ("the demand went away", "edited"))
     edit(domain.incident, "render_details", "edited")
     await replay(read(FOLDER / "alarm_returned.json"))
     assert ran == {"recovered_how", "render_details"}, "decisions come from the history, only texts are made anew"
