@@ -28,10 +28,12 @@ from dataplane.connection import connect as connect_redis
 from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
+from domain.messages import PolicySnapshot
 from domain.people import Roster
 from workers.clients import AwsClients
 from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
 from workers.redis_loss import watch_redis
+from workers.schedules import ensure_schedules, schedules
 from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
@@ -114,6 +116,8 @@ async def serve(settings: Settings) -> None:
         async with worker:
             for model in policy.models:
                 await start_capacity(client, model, settings.task_queue)
+            snapshot = PolicySnapshot(policy=policy, clock=settings.clock)
+            await ensure_schedules(client, schedules(snapshot), settings.task_queue)
             say_ready()
             _log.info("runbook worker is ready", task_queue=settings.task_queue)
             await asyncio.to_thread(ReportActivities.warm)
