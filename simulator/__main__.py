@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     option("seed", 1, int, "of the traffic's noise")
     option("peak-multiplier", 5.0, float, "of the release spike")
     option("spike-minutes", 27.0, float, "business minutes from the spike's start until it fades")
+    option("usual-load", None, float, "tokens/s sent at any hour before spikes; without it the day has its curve")
     option("event-row", Row.UNDERSIZED.value, str, "what the calendar says of the release", choices=list(Row))
     return parser
 
@@ -183,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             release_spike=given.scenario == "release-spike",
             peak_multiplier=given.peak_multiplier,
             spike_minutes=given.spike_minutes,
+            usual_tokens_per_second=given.usual_load,
             event_row=Row(given.event_row),
             **places,
         )

@@ -85,17 +85,28 @@ class Traffic:
     """Offered load at any moment of business time."""
 
     def __init__(
-        self, seed: int, configured_hit_rate: float, spikes: Iterable[Spike] = (), mix: Mapping[str, float] = MIX
+        self,
+        seed: int,
+        configured_hit_rate: float,
+        spikes: Iterable[Spike] = (),
+        mix: Mapping[str, float] = MIX,
+        usual_tokens_per_second: float | None = None,
     ) -> None:
-        """`configured_hit_rate`: share of requests the cache answers at the configured TTL."""
+        """`configured_hit_rate`: share of requests the cache answers at the configured TTL.
+
+        `usual_tokens_per_second`: sent at any hour, instead of the day's curve.
+        """
         self.spikes = tuple(spikes)
+        self._usual = usual_tokens_per_second
         self._shares = {intent: share / (1 - configured_hit_rate) for intent, share in mix.items()}
         chance = random.Random(seed)
         self._phases = {intent: [chance.uniform(0, math.tau) for _ in _NOISE_PERIODS_SECONDS] for intent in mix}
 
     def offered(self, at: datetime) -> dict[str, float]:
         """Tokens/s that users ask for, by intent, before the cache, at business time `at`."""
-        usual = _usual(at) * max((spike.factor(at) for spike in self.spikes), default=1)
+        usual = (_usual(at) if self._usual is None else self._usual) * max(
+            (spike.factor(at) for spike in self.spikes), default=1
+        )
         return {intent: usual * share * (1 + self._noise(intent, at)) for intent, share in self._shares.items()}
 
     def _noise(self, intent: str, at: datetime) -> float:

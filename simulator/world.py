@@ -85,6 +85,8 @@ class WorldOptions:
     peak_multiplier: float = 5
     spike_minutes: float = 27
     """From its start until it fades, in business time."""
+    usual_tokens_per_second: float | None = None
+    """Sent at any hour before spikes, instead of the day's curve."""
     event_row: Row = Row.UNDERSIZED
 
 
@@ -158,7 +160,10 @@ class World:
             self._release + timedelta(minutes=5), options.peak_multiplier, timedelta(minutes=options.spike_minutes)
         )
         self._traffic = Traffic(
-            options.seed, policy.throttle.hit_rate_at_baseline, [spike] if options.release_spike else []
+            options.seed,
+            policy.throttle.hit_rate_at_baseline,
+            [spike] if options.release_spike else [],
+            usual_tokens_per_second=options.usual_tokens_per_second,
         )
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=3, tcp_keepalive=True)
         session = boto3.session.Session(

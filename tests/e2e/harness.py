@@ -33,7 +33,6 @@ from domain.policy import Policy
 from ops.service import OpsError, OpsService
 from ops.stack import TOKYO, Stack, StackOptions
 from simulator.aws.trail import RESIDENT_KEY
-from simulator.traffic import Traffic
 from workers.settings import Settings
 from workers.temporal import connect as connect_temporal
 
@@ -43,9 +42,9 @@ MONDAY = datetime(2026, 11, 30, 9, tzinfo=TOKYO)
 KEY = "bedrock-throttle:sonnet"
 INCIDENT = incident_id(KEY)
 POLICY_FILE = Path(__file__).with_name("policy.yaml")
-CURABLE, WORSE = 35_000, 50_000
-"""Tokens/s that users ask for at the configured hit rate. The free levers cure the first; the second needs more
-units of Sonnet, too; both leave room for the hour's own growth."""
+USUAL, CURABLE, WORSE = 5_000, 35_000, 50_000
+"""Tokens/s that reach Bedrock at the configured hit rate, at any hour. The free levers cure the second; the third
+needs more units of Sonnet, too."""
 PASSED = 15_000
 """Offered tokens/s, before the cache, at which every lever may be released."""
 
@@ -87,12 +86,9 @@ class Rehearsal:
         return CloudWatchActivities(self.aws("cloudwatch"), **names).read_load(load_query(self.policy, "sonnet"))
 
     def spike(self, tokens_per_second: float) -> None:
-        """From now on users ask for so much, whatever the hour, until `calm`."""
+        """From now on users ask for so much until `calm`."""
         self.control("DELETE", "traffic")
-        hit_rate = self.policy.throttle.hit_rate_at_baseline
-        offered = Traffic(seed=1, configured_hit_rate=hit_rate).offered(self.settings.clock.business(datetime.now(UTC)))
-        usual = sum(offered.values()) * (1 - hit_rate)
-        self.control("POST", "traffic", {"multiplier": tokens_per_second / usual, "minutes": 1440})
+        self.control("POST", "traffic", {"multiplier": tokens_per_second / USUAL, "minutes": 1440})
 
     def calm(self) -> None:
         """Every spike fades."""
@@ -341,7 +337,11 @@ async def rehearsal(state_dir: Path) -> AsyncIterator[Rehearsal]:
         usual_ports=False,
         speed=SPEED,
         business_start=MONDAY,
-        env={"RUNBOOKS_POLICY_FILE": str(policy_file), "RUNBOOKS_SIMULATOR_SCENARIO": "calm"},
+        env={
+            "RUNBOOKS_POLICY_FILE": str(policy_file),
+            "RUNBOOKS_SIMULATOR_SCENARIO": "calm",
+            "RUNBOOKS_SIMULATOR_USUAL_LOAD": str(USUAL),
+        },
     )
     async with Stack(options) as stack:
         with patch.dict(os.environ, stack.process_env(), clear=True):
