@@ -6,10 +6,12 @@ can play Monday 00:05 in Tokyo at any hour and sixty times as fast. With `speed`
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 
 class Scaled:
@@ -17,6 +19,25 @@ class Scaled:
 
 
 ScaledDuration = Annotated[timedelta, Scaled]
+
+
+def known_zone(name: str) -> str:
+    """`name`, if it is a time zone of the IANA database.
+
+    Raises:
+        ValueError: there is no such zone.
+    """
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        close = get_close_matches(name, available_timezones(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "give one like Asia/Tokyo"
+        raise ValueError(f"there is no time zone {name!r}; {hint}") from None
+    return name
+
+
+ZoneName = Annotated[str, AfterValidator(known_zone)]
+"""A time zone by its name in the IANA database, e.g. `Asia/Tokyo`."""
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from domain.clock import ScaledDuration
+from domain.clock import ScaledDuration, ZoneName
 from domain.knobs import Baseline, CacheTtlSeconds, KnobName, KnobValue, check_configured, declared_baselines
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -279,6 +279,33 @@ class CalendarPolicy(Section):
     """An incident belongs to an event that starts within `match_before` ahead or started within `match_after`."""
 
 
+Hourly = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=24, max_length=24)]
+"""A figure for each hour of the day, from 00:00 on."""
+
+
+class ForecastPolicy(Section):
+    """The load to expect on an ordinary day; calendar events multiply it."""
+
+    zone: ZoneName = "Asia/Tokyo"
+    tokens_per_second: dict[str, Hourly] = {
+        "sonnet": (
+            *(7000, 6000, 1900, 1500, 1500, 1900),
+            *(3500, 5000, 5500, 6000, 6500, 7000),
+            *(7300, 7600, 7900, 8200, 8500, 9900),
+            *(11200, 12500, 12500, 11800, 11000, 8400),
+        ),
+        "haiku": (
+            *(1000, 860, 280, 220, 220, 280),
+            *(500, 720, 790, 860, 930, 1000),
+            *(1050, 1090, 1130, 1180, 1220, 1420),
+            *(1600, 1790, 1790, 1690, 1580, 1200),
+        ),
+    }
+    """By model, the most that reaches it within each hour, at the configured hit rate. The runbooks' figures (S1: 7,000
+    on a Monday at 00:00; S2: 1,500 at night, 5,000 by 08:00; S4: 12,500 in the evening) are for both models together
+    and are counted whole for Sonnet, as design check 3 sizes by them; Haiku's are a seventh of them."""
+
+
 class MetricsPolicy(Section):
     """How metrics are published and read."""
 
@@ -344,6 +371,7 @@ class Policy(Section):
     evidence: EvidencePolicy = EvidencePolicy()
     intake: IntakePolicy = IntakePolicy()
     calendar: CalendarPolicy = CalendarPolicy()
+    forecast: ForecastPolicy = ForecastPolicy()
     metrics: MetricsPolicy = MetricsPolicy()
     ecs: EcsPolicy = EcsPolicy()
     alarm_rules: tuple[AlarmRule, ...] = (
