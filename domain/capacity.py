@@ -66,6 +66,10 @@ class ProvisionedModel(BaseModel):
     """Made by us: it carries our tag."""
     created_at: AwareDatetime
     failure: str | None = None
+    asked_by: str | None = None
+    """For whom we bought it, as its tags say; None: it is not ours, or they do not say."""
+    until: AwareDatetime | None = None
+    """End of the demand that it was bought for, as its tags say."""
 
     @property
     def in_service(self) -> bool:

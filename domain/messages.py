@@ -14,13 +14,14 @@ from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome, ModelStatus, Order, ProvisionedModel
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence
-from domain.incident import IncidentRecord, Lever, LeverName, RecoveryCheck
+from domain.incident import Decision, IncidentRecord, Lever, LeverName, RecoveryCheck, TimelineEntry
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.load import LoadSnapshot
 from domain.mitigation import MitigationPlan
 from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
 from domain.policy import ModelPolicy, Policy, RecoveryPolicy
+from domain.purchases import Consent, Purchase
 
 TASK_QUEUE = "runbooks"
 
@@ -567,7 +568,14 @@ SET_DEMAND = "set_demand"
 WITHDRAW_DEMAND = "withdraw_demand"
 """Update, argument WithdrawDemand, answers DemandOutcome."""
 RECONCILE_NOW = "reconcile_now"
-"""Signal, no argument: compare the fleet with the demands now (after a mended role, a lost Redis)."""
+"""Update, argument PersonRequest, answers Reconciled: compare the fleet with the demands now and try again what failed
+(after a mended role). Nothing is spent that would not be at the next reconciliation, so everybody may."""
+PAUSE_CAPACITY = "pause_capacity"
+"""Update, argument PersonRequest, answers UpdateResult. The kill switch: nothing is bought or deleted; routes go on."""
+RESUME_CAPACITY = "resume_capacity"
+"""Update, argument PersonRequest, answers UpdateResult."""
+APPROVE_CAPACITY = "approve_capacity"
+"""Update, argument ApproveCapacity, answers UpdateResult."""
 CAPACITY_STATE = "capacity_state"
 """Query, answers CapacityState."""
 
@@ -578,6 +586,71 @@ class WithdrawDemand(Message):
     model: str
     demand_id: str
     reason: str
+
+
+class ApproveCapacity(PersonRequest):
+    """Agrees to something that waits for a person: units over a cap, or a rung of the ladder that needs consent."""
+
+    approval_id: str
+    """`CapacityState.awaiting[].approval_id`."""
+    amount: float | None = Field(default=None, gt=0)
+    """At most so much over the cap, in its unit (USD, or unit-hours without a price); None: what was asked for."""
+
+
+class Reconciled(UpdateResult):
+    """What a reconciliation found; `message` is the plan's summary, or why the fleet could not be listed."""
+
+    desired_units: int = 0
+    units_in_service: int = 0
+    problems: list[str] = []
+    """What does not work, each with what to do; empty: all is well."""
+
+
+class Paused(Message):
+    """The kill switch is on."""
+
+    who: str
+    why: str
+    since: AwareDatetime
+
+
+class AwaitedApproval(Message):
+    """Something that a person has been asked to agree to."""
+
+    approval_id: str
+    text: str
+    """What it would do and cost."""
+    asked_by: str
+    """For whom."""
+    units: int = 0
+    amount: float | None = None
+    """Over the cap, in `unit`; None: it is not about money."""
+    unit: str = ""
+    since: AwareDatetime
+
+
+class PurchaseState(Message):
+    """Something bought, as `runbooks capacity show` prints it."""
+
+    name: str
+    arn: str
+    units: int
+    status: str
+    """As Bedrock says."""
+    asked_by: str
+    until: AwareDatetime | None
+    bought_at: AwareDatetime
+    unit_hours: float
+    """Paid for so far, in business hours."""
+    usd: float | None
+    """None: the policy has no price."""
+
+
+class UnitsAt(Message):
+    """Units from a moment on."""
+
+    at: AwareDatetime
+    units: int
 
 
 class CapacityState(Message):
@@ -601,6 +674,25 @@ class CapacityState(Message):
     """Asked of AWS without an answer."""
     next_sequence: int = 1
     """Number of the next order."""
+    paused: Paused | None = None
+    awaiting: list[AwaitedApproval] = []
+    """What a person has been asked to agree to."""
+    consents: list[Consent] = []
+    """What a person agreed to, while it counts."""
+    purchases: list[Purchase] = []
+    """What costs or did lately; `bought` has the figures of what there is now."""
+    bought: list[PurchaseState] = []
+    """What we have bought and still pay for."""
+    spent_today_unit_hours: float = 0
+    """In business hours of the timetable's day; with `spent_today_usd` where there is a price."""
+    spent_today_usd: float | None = None
+    expected: list[UnitsAt] = []
+    """The units that demands and timetable want over the next 48 business hours."""
+    rungs: list[str] = []
+    """Rungs of the ladder in force while units are missing, in words, the first one first."""
+    decisions: list[Decision] = []
+    """The latest ones of people, denials too."""
+    timeline: list[TimelineEntry] = []
 
 
 class CapacityInput(Message):

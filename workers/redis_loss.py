@@ -12,7 +12,7 @@ from temporalio.service import RPCError
 
 from dataplane.knob_copy import KnobCopy
 from dataplane.ledger import LeaseRefusedError, Ledger
-from domain.messages import CAPACITY_WORKFLOW, LEASES_LOST, RECONCILE_NOW
+from domain.messages import CAPACITY_WORKFLOW, LEASES_LOST
 
 POLL = timedelta(seconds=1)
 TELL_AGAIN = timedelta(seconds=5)
@@ -52,13 +52,13 @@ async def watch_redis(ledger: Ledger, knobs: KnobCopy, client: Client) -> None:
 
 
 async def _tell_holders(client: Client) -> None:
-    for kept, signal in (("HoldsLeases = true", LEASES_LOST), (f"WorkflowType = '{CAPACITY_WORKFLOW}'", RECONCILE_NOW)):
-        async for execution in client.list_workflows(f"{kept} AND ExecutionStatus = 'Running'"):
-            try:
-                # Not to the run that was found: it may have been continued as new since.
-                await client.get_workflow_handle(execution.id).signal(signal)
-            except RPCError as error:
-                _log.warning("a workflow could not be told", workflow=execution.id, error=str(error))
+    holders = f"(HoldsLeases = true OR WorkflowType = '{CAPACITY_WORKFLOW}') AND ExecutionStatus = 'Running'"
+    async for execution in client.list_workflows(holders):
+        try:
+            # Not to the run that was found: it may have been continued as new since.
+            await client.get_workflow_handle(execution.id).signal(LEASES_LOST)
+        except RPCError as error:
+            _log.warning("a workflow could not be told", workflow=execution.id, error=str(error))
 
 
 async def _release_orphans(ledger: Ledger, client: Client) -> None:

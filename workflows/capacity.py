@@ -30,6 +30,7 @@ from domain.messages import (
     CAPACITY_CHANGED,
     CAPACITY_STATE,
     CAPACITY_WORKFLOW,
+    LEASES_LOST,
     RECONCILE_NOW,
     SET_DEMAND,
     WITHDRAW_DEMAND,
@@ -38,6 +39,8 @@ from domain.messages import (
     CapacityState,
     CreateModel,
     DeleteModel,
+    PersonRequest,
+    Reconciled,
     WithdrawDemand,
 )
 from domain.policy import CapacityPolicy
@@ -106,6 +109,8 @@ class CapacityWorkflow:
         self.look = True
         self.replan = False
         self.planning = False
+        self.rounds = 0
+        """That have ended."""
         self.reconcile_at: datetime | None = None
         self.publishing = False
         self.refused = ""
@@ -148,10 +153,25 @@ class CapacityWorkflow:
         plan = await self._preview("Plan: what can go without the withdrawn demand")
         return self._withdrawn(request.demand_id, plan, request.reason if known else "there is no such demand")
 
-    @workflow.signal(name=RECONCILE_NOW)
-    def reconcile_now(self) -> None:
-        """Compare the fleet with the demands now, and try again what failed."""
+    @workflow.update(name=RECONCILE_NOW)
+    async def reconcile_now(self, request: PersonRequest) -> Reconciled:
+        """Compare the fleet with the demands now, and try again what failed; answers once that is planned."""
         self._try_again()
+        self.republish = True
+        seen_by = self.rounds + self.planning + 1
+        await workflow.wait_condition(lambda: self.rounds >= seen_by or bool(self.refused))
+        unlisted = self.errors.get("fleet") or self.errors.get("plan") or self.refused
+        return Reconciled(
+            outcome="not-possible" if unlisted else "accepted",
+            message=unlisted or (self.plan.summary if self.plan else ""),
+            desired_units=self.plan.desired_units if self.plan else 0,
+            units_in_service=self.plan.units_in_service if self.plan else 0,
+            problems=list(self._problems()),
+        )
+
+    @workflow.signal(name=LEASES_LOST)
+    def leases_lost(self) -> None:
+        """Redis lost its state: publish the routes again."""
         self.republish = True
 
     @workflow.query(name=CAPACITY_STATE)
@@ -235,6 +255,7 @@ class CapacityWorkflow:
             self.plan, self.planned_for = plan, planned_for
             self._act(plan)
         self.planning = False
+        self.rounds += 1
 
     async def _sleep(self) -> None:
         assert self.reconcile_at is not None

@@ -6,7 +6,7 @@ import pytest
 
 from domain.incident import LeverName, LeverStatus
 from domain.knobs import KnobName
-from domain.messages import RECONCILE_NOW, capacity_id
+from domain.messages import RECONCILE_NOW, PersonRequest, capacity_id
 from tests.e2e.harness import WORSE, Rehearsal, in_force, read_text
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(150)]
@@ -51,7 +51,8 @@ async def test_free_levers_act_blind_and_capacity_lands_once_whatever_aws_does(w
         world.fault("bedrock", CREATE, kind, count=1, **more)
     world.fault("bedrock", "ListProvisionedModelThroughputs", "throttling", count=2)
     world.fault("bedrock", "GetProvisionedModelThroughput", "server_error", count=2)
-    await world.temporal.get_workflow_handle(capacity_id("sonnet")).signal(RECONCILE_NOW)
+    request = PersonRequest(who="engineer@example.com", why="the role is mended")
+    await world.temporal.get_workflow_handle(capacity_id("sonnet")).execute_update(RECONCILE_NOW, request)
     landed = await world.until(
         "the capacity is in service", lambda record: record.levers[-1].landed_at is not None, seconds=40
     )

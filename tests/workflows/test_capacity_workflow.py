@@ -41,6 +41,8 @@ from domain.messages import (
     WITHDRAW_DEMAND,
     CapacityInput,
     CapacityState,
+    PersonRequest,
+    Reconciled,
     WithdrawDemand,
     capacity_id,
 )
@@ -187,6 +189,11 @@ class Stack:
     def entity(self) -> WorkflowHandle[Any, Any]:
         return self.client.get_workflow_handle(capacity_id(self.model))
 
+    async def reconcile(self) -> Reconciled:
+        request = PersonRequest(who="engineer@example.com", why="mended")
+        answer: Reconciled = await self.entity.execute_update(RECONCILE_NOW, request, result_type=Reconciled)
+        return answer
+
     async def state(self) -> CapacityState:
         state: CapacityState = await self.entity.query(CAPACITY_STATE, result_type=CapacityState)
         return state
@@ -330,7 +337,7 @@ async def test_a_denied_creation_names_the_statement_and_goes_on_when_the_role_i
     stack.control("faults", method="DELETE")
     await asyncio.sleep(0.5)
     assert stack.calls("CreateProvisionedModelThroughput") == calls, "refused calls are not hammered"
-    await stack.entity.signal(RECONCILE_NOW)
+    await stack.reconcile()
     await until(lambda: _last(stack, "in_service"))
     assert stack.units() == [5, 15]
     assert (await stack.state()).last_error == ""
@@ -352,7 +359,7 @@ async def test_one_failure_is_told_once_however_many_orders_and_reconciliations_
     await stack.ask(28)
     await until(lambda: _last(stack, "failed"))
     for rounds in range(2, 5):
-        await stack.entity.signal(RECONCILE_NOW)
+        await stack.reconcile()
         await until(lambda rounds=rounds: stack.calls("CreateProvisionedModelThroughput") == 1 + 3 * rounds)
         await until(lambda: _idle(stack))
     prolonged = await stack.ask(28, seconds=7200)
@@ -364,11 +371,11 @@ async def test_one_failure_is_told_once_however_many_orders_and_reconciliations_
     assert "5 units were not created" in failures[0].detail
     assert "3 units were not created" in failures[0].detail
     stack.fault("CreateProvisionedModelThroughput", "access_denied", count=None)
-    await stack.entity.signal(RECONCILE_NOW)
+    await stack.reconcile()
     await until(lambda: _failures(stack, 2))
     stack.control("faults", method="DELETE")
     stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 28}})
-    await stack.entity.signal(RECONCILE_NOW)
+    await stack.reconcile()
     await until(lambda: _last(stack, "in_service"))
     assert (await stack.state()).last_error == ""
 
@@ -387,7 +394,7 @@ async def test_a_failed_creation_is_deleted_reported_and_tried_once_per_reconcil
     told = await until(lambda: _last(stack, "failed"))
     assert "no capacity in this region" in told.detail
     await until(lambda: stack.units() == [15])
-    await stack.entity.signal(RECONCILE_NOW)
+    await stack.reconcile()
     await until(lambda: _last(stack, "in_service"))
     assert name not in [model["provisionedModelName"] for model in stack.fleet()]
 
@@ -445,7 +452,7 @@ async def test_a_model_deleted_by_somebody_else_loses_its_route_and_is_bought_ag
     await until(lambda: _last(stack, "in_service"))
     lost = next(model for model in stack.fleet() if model["provisionedModelName"] != "base")
     stack.control(f"provisioned-model-throughput/{lost['provisionedModelName']}", method="DELETE")
-    await stack.entity.signal(RECONCILE_NOW)
+    await stack.reconcile()
     await until(lambda: stack.units() == [5, 15] and sum(stack.routed().values()) == 20)
     assert lost["provisionedModelArn"] not in stack.routed()
 
@@ -525,7 +532,7 @@ async def test_state_is_carried_into_continued_runs(redis_client: redis.Redis, a
             await until(lambda: _last(stack, "in_service"))
             first_run = (await stack.entity.describe()).run_id
             for _ in range(5):
-                await stack.entity.signal(RECONCILE_NOW)
+                await stack.reconcile()
                 await until(lambda: _idle(stack))
             await until(lambda: _other_run(stack, first_run))
             state = await stack.state()
