@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb.client import DynamoDBClient
 
 
-INCIDENTS = "incident-"
-"""Rows that incidents wrote are what was learnt for later, not what was planned for now."""
-
-
 class CalendarActivities:
     """One DynamoDB table; small, and read by Scan."""
 
@@ -40,7 +36,7 @@ class CalendarActivities:
             event
             for event in events
             if request.model in event.models
-            and not event.source.startswith(INCIDENTS)
+            and event.counts
             and event.starts_at - request.match_before <= request.at <= event.starts_at + request.match_after
         ]
         event = max(fitting, key=lambda candidate: candidate.multiplier, default=None)

@@ -5,12 +5,25 @@ business time. The table's only key is the string `event_id`; it is small and re
 """
 
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 EVENT_TABLE_KEY = "event_id"
 """The table's partition key, a string; there is no sort key."""
+
+
+INCIDENT_SOURCES = "incident-"
+"""Rows whose source begins so are what an incident taught for later events, not what was planned for this one."""
+
+
+class EventStatus(StrEnum):
+    """Whether a row counts."""
+
+    PROPOSED = "proposed"
+    """Waits for a person (`runbooks calendar accept`); nothing is provisioned for it."""
+    ACCEPTED = "accepted"
 
 
 class CalendarRowError(ValueError):
@@ -43,6 +56,13 @@ class CalendarEvent(BaseModel):
     """What the row comes from: a publisher's announcement, an incident's id."""
     asked_by: str = Field(min_length=1, max_length=200)
     """Person or team."""
+    status: EventStatus = EventStatus.ACCEPTED
+    """Rows without it are accepted."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is provisioned for."""
+        return self.status is EventStatus.ACCEPTED and not self.source.startswith(INCIDENT_SOURCES)
 
     def to_item(self) -> dict[str, Any]:
         """The row as DynamoDB's low-level API takes it (`{"S": ...}`)."""
@@ -60,6 +80,7 @@ class CalendarEvent(BaseModel):
             "lead_time_seconds": {"N": str(int(self.lead_time.total_seconds()))},
             "source": {"S": self.source},
             "asked_by": {"S": self.asked_by},
+            "status": {"S": self.status},
             **{name: {"S": at.isoformat()} for name, at in times.items() if at is not None},
         }
 

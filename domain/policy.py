@@ -76,6 +76,8 @@ class CapacityPolicy(Section):
     """Buying and releasing provisioned throughput (S1, S2, S4)."""
 
     unplanned_target_utilisation: Share = 0.8
+    planned_target_utilisation: Share = 0.95
+    """Of units for calendar events (design check 3): 4x on a Monday is then 30 units, the ceiling."""
     provisioning_lag: ScaledDuration = timedelta(minutes=15)
     """Creation to InService as S4 observes it (10 to 15 min)."""
     provisioning_timeout: ScaledDuration = timedelta(minutes=30)
@@ -265,6 +267,9 @@ class EventTypePolicy(Section):
     multiplier: float = Field(gt=0)
     """Multiplies traffic, not units."""
     lead_time: ScaledDuration = timedelta(hours=4)
+    """The units are in service so long before the start (S1: 4 h before Monday releases, not 2)."""
+    lasts: ScaledDuration = timedelta(minutes=90)
+    """The units are released so long after the start."""
 
 
 class CalendarPolicy(Section):
@@ -272,11 +277,39 @@ class CalendarPolicy(Section):
 
     event_types: dict[str, EventTypePolicy] = {
         "monday_release": EventTypePolicy(multiplier=4),
-        "final_chapter": EventTypePolicy(multiplier=5),
+        "final_chapter": EventTypePolicy(multiplier=5, lasts=timedelta(hours=3)),
     }
+    min_multiplier: float = Field(default=1, gt=0)
+    max_multiplier: float = 10
+    """An entry outside of these is refused."""
+    max_lead_time: ScaledDuration = timedelta(hours=24)
+    sync_interval: ScaledDuration = timedelta(minutes=5)
+    """How often the table is read."""
+    preflight_ahead: ScaledDuration = timedelta(days=3)
+    """Quota, ceiling and permissions are checked so long before the start, and what is wrong is escalated: AWS Support
+    needs days to grant model units."""
+    preflight_interval: ScaledDuration = timedelta(days=1)
+    """How often what was wrong is checked again until provisioning begins."""
+    verify_margin: ScaledDuration = timedelta(minutes=30)
+    """The units count as in time when they are in service so long before the start; a lead time is never shorter."""
     match_before: ScaledDuration = timedelta(hours=2)
     match_after: ScaledDuration = timedelta(hours=6)
     """An incident belongs to an event that starts within `match_before` ahead or started within `match_after`."""
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        for name, kind in self.event_types.items():
+            if not self.min_multiplier <= kind.multiplier <= self.max_multiplier:
+                raise ValueError(
+                    f"event_types.{name}.multiplier: {kind.multiplier:g} is not within min_multiplier "
+                    f"{self.min_multiplier:g} and max_multiplier {self.max_multiplier:g}"
+                )
+            if not self.verify_margin <= kind.lead_time <= self.max_lead_time:
+                raise ValueError(
+                    f"event_types.{name}.lead_time: {kind.lead_time} is not within verify_margin "
+                    f"{self.verify_margin} and max_lead_time {self.max_lead_time}"
+                )
+        return self
 
 
 Hourly = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=24, max_length=24)]
