@@ -234,32 +234,20 @@ class _Report:
             return "none bought"
         if lever.landed_at is None:
             return f"{record.units_bought} units asked for, none in service"
-        held = self.times.clock.business_duration((lever.released_at or self.as_of) - lever.landed_at)
+        held, spec = record.capacity_held(self.as_of), self.snapshot.policy.models.get(record.model or "")
+        cost = record.cost(held, self.times.clock, spec.usd_per_unit_hour if spec else None)
         running = "" if lever.released_at else " so far, and running"
-        return f"{record.units_bought} units for {_words(held)} = {self.unit_hours()}, {self.price()}{running}"
-
-    def unit_hours(self) -> str:
-        return f"{self.record.unit_hours(self.times.clock, self.as_of):,.2f} unit-hours"
-
-    def price(self) -> str:
-        spec = self.snapshot.policy.models.get(self.record.model or "")
-        if spec is None or spec.usd_per_unit_hour is None:
-            return "no price configured"
-        usd = self.record.unit_hours(self.times.clock, self.as_of) * spec.usd_per_unit_hour
-        return f"about {usd:,.2f} USD"
+        return f"{record.units_bought} units for {self.times.lasting(held)} = {cost}{running}"
 
     def facts(self) -> list[tuple[str, str]]:
         record = self.record
         recovered = self.since_opening(record.recovered_at) if record.recovered_at else "not recovered"
-        capacity = [("Extra capacity", "none bought")]
-        if record.units_bought:
-            capacity = [("Extra capacity", self.unit_hours()), ("Cost of it", self.price())]
         return [
             ("Severity", record.severity),
             ("Time to mitigate", self.mitigated()),
             ("Time to recover", recovered),
             ("Open for", self.since_opening(self.as_of)),
-            *capacity,
+            ("Extra capacity", self.cost()),
             ("Acknowledged by", record.acknowledged_by or "nobody"),
         ]
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, Field
 
@@ -124,6 +124,18 @@ class CalendarProposal(BaseModel):
     event_id: str | None = None
 
 
+class Cost(NamedTuple):
+    """What bought capacity costs."""
+
+    unit_hours: float
+    usd: float | None
+    """None: no price is configured."""
+
+    def __str__(self) -> str:
+        price = "no price configured" if self.usd is None else f"about {self.usd:,.0f} USD"
+        return f"{self.unit_hours:,.1f} unit-hours, {price}"
+
+
 class IncidentRecord(BaseModel):
     """Everything about one incident. Times are workflow time; the clock of the policy snapshot tells business time."""
 
@@ -197,13 +209,17 @@ class IncidentRecord(BaseModel):
         order = list(LeverName)
         return sorted((lever for lever in self.levers if lever.status in kept), key=lambda x: order.index(x.name))
 
-    def unit_hours(self, clock: RehearsalClock, until: datetime) -> float:
-        """Business unit-hours of the bought capacity from landing to its release, or to `until` while it is held."""
+    def capacity_held(self, until: datetime) -> timedelta:
+        """How long the bought capacity was in service: from landing to its release, or to `until` while it is held."""
         lever = self.lever(LeverName.CAPACITY)
         if lever is None or lever.landed_at is None:
-            return 0.0
-        held = max((lever.released_at or until) - lever.landed_at, timedelta(0))
-        return self.units_bought * (clock.business_duration(held) / timedelta(hours=1))
+            return timedelta(0)
+        return max((lever.released_at or until) - lever.landed_at, timedelta(0))
+
+    def cost(self, held: timedelta, clock: RehearsalClock, usd_per_unit_hour: float | None) -> Cost:
+        """What the bought capacity costs that is held for the real duration `held`; hours are business time."""
+        unit_hours = self.units_bought * (clock.business_duration(held) / timedelta(hours=1))
+        return Cost(unit_hours, None if usd_per_unit_hour is None else unit_hours * usd_per_unit_hour)
 
 
 def render_details(record: IncidentRecord, how_to: str) -> str:

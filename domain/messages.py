@@ -31,18 +31,6 @@ CLEANUP_WORKFLOW = "PostIncidentCleanupWorkflow"
 CAPACITY_WORKFLOW = "CapacityWorkflow"
 OVERRIDE_WORKFLOW = "OverrideWorkflow"
 
-# Search attributes: name to type, as the server registers them.
-SEARCH_ATTRIBUTES: dict[str, Literal["Keyword", "Bool", "Datetime"]] = {
-    "IncidentKey": "Keyword",
-    "IncidentPhase": "Keyword",
-    "Severity": "Keyword",
-    "Cause": "Keyword",
-    "Service": "Keyword",
-    "HoldsLeases": "Bool",
-    "Knob": "Keyword",
-    "OverrideEndsAt": "Datetime",
-}
-
 
 class Message(BaseModel):
     """Base of all messages: immutable, tolerant of fields that a newer sender adds."""

@@ -17,8 +17,8 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from domain.messages import SEARCH_ATTRIBUTES
 from workers.settings import Settings
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 RETENTION = timedelta(days=30)
 """How long closed incidents stay readable."""

@@ -10,7 +10,6 @@ from typing import Any
 import redis
 from pydantic import AwareDatetime, BaseModel
 from temporalio.client import WorkflowExecution, WorkflowHandle
-from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
 from domain.incident import span
@@ -51,10 +50,9 @@ from ops.asking import (
     ended,
     parse_incident,
 )
+from workflows.search_attributes import ENDS_AT, KNOB
 
 MAX_REASON_CHARS = 500
-_KNOB = SearchAttributeKey.for_keyword("Knob")
-_ENDS_AT = SearchAttributeKey.for_datetime("OverrideEndsAt")
 
 
 class OverrideRow(BaseModel):
@@ -369,8 +367,8 @@ def _row(execution: WorkflowExecution) -> OverrideRow:
     return OverrideRow(
         override_id=execution.id,
         run_id=execution.run_id,
-        knob=attributes.get(_KNOB) or "",
-        until=attributes.get(_ENDS_AT),
+        knob=attributes.get(KNOB) or "",
+        until=attributes.get(ENDS_AT),
         asked_at=execution.start_time,
         closed_at=execution.close_time,
         ended=ended(execution.status),

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel
 from temporalio.client import WorkflowExecution, WorkflowHandle
-from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from domain.incident import IncidentRecord
@@ -44,14 +43,10 @@ from ops.asking import parse_incident as parse_incident
 from ops.overrides import Overrides
 from workers.settings import Settings
 from workers.temporal import connect
+from workflows.search_attributes import CAUSE, HOLDS_LEASES, INCIDENT_KEY, PHASE, SEVERITY
 
 # Technical: how long a person is kept waiting before an error says what is away.
 CONNECT_TIMEOUT = timedelta(seconds=5)
-
-_KEY, _PHASE, _SEVERITY, _CAUSE = (
-    SearchAttributeKey.for_keyword(name) for name in ("IncidentKey", "IncidentPhase", "Severity", "Cause")
-)
-_HOLDS_LEASES = SearchAttributeKey.for_bool("HoldsLeases")
 
 
 class IncidentRow(BaseModel):
@@ -241,13 +236,13 @@ class OpsService(Overrides):
 def _row(execution: WorkflowExecution) -> IncidentRow:
     attributes = execution.typed_search_attributes
     return IncidentRow(
-        key=attributes.get(_KEY) or execution.id.removeprefix(incident_id("")),
+        key=attributes.get(INCIDENT_KEY) or execution.id.removeprefix(incident_id("")),
         incident_id=execution.id,
         run_id=execution.run_id,
-        phase=attributes.get(_PHASE) or "",
-        severity=attributes.get(_SEVERITY) or "",
-        cause=attributes.get(_CAUSE) or "",
-        holds_leases=bool(attributes.get(_HOLDS_LEASES)),
+        phase=attributes.get(PHASE) or "",
+        severity=attributes.get(SEVERITY) or "",
+        cause=attributes.get(CAUSE) or "",
+        holds_leases=bool(attributes.get(HOLDS_LEASES)),
         opened_at=execution.start_time,
         closed_at=execution.close_time,
         ended=ended(execution.status),

@@ -28,13 +28,13 @@ from temporalio.service import RPCError
 
 from activities.settings import load_policy
 from domain.clock import RehearsalClock
-from domain.messages import SEARCH_ATTRIBUTES
 from domain.people import Role
 from ops import namespace, servers
 from ops.supervisor import ChildSpec, Say, Supervisor
 from ops.tokens import issue
 from workers.settings import Settings
 from workers.tokens import read_key
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
 

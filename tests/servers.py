@@ -15,8 +15,8 @@ from typing import Any, Self, TypeVar
 import redis
 from temporalio.service import RPCError
 
-from domain.messages import SEARCH_ATTRIBUTES
 from ops.servers import find_temporal, temporal_command, temporal_ready
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 R = TypeVar("R")
 

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 
 from domain.alarms import AlarmChange, AlarmState
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, RecoveryCheck, TimelineEntry
@@ -22,6 +21,7 @@ from domain.messages import (
     UpdateResult,
     incident_id,
 )
+from workflows.search_attributes import PHASE
 
 KEY = "bedrock-throttle:sonnet"
 HOSTILE = "[bold red]alarm[/] \x1b[2J\x1b]0;owned\x07 \u202egpj.exe :boom:"
@@ -69,8 +69,7 @@ class StandIn:
 
     @workflow.run
     async def run(self, record: IncidentRecord) -> None:
-        phase = SearchAttributeKey.for_keyword("IncidentPhase")
-        workflow.upsert_search_attributes([phase.value_set(record.phase)])
+        workflow.upsert_search_attributes([PHASE.value_set(record.phase)])
         await workflow.wait_condition(lambda: self._record.phase is Phase.CLOSED)
         await workflow.wait_condition(workflow.all_handlers_finished)
 

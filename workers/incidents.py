@@ -17,7 +17,6 @@ from temporalio.client import (
     WorkflowQueryFailedError,
 )
 from temporalio.common import (
-    SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
     WorkflowIDConflictPolicy,
@@ -38,6 +37,7 @@ from domain.messages import (
 )
 from domain.policy import Policy
 from workers.outages import Outage, insist
+from workflows.search_attributes import INCIDENT_KEY, PHASE
 
 R = TypeVar("R")
 
@@ -47,8 +47,6 @@ RPC_TIMEOUT = timedelta(seconds=5)
 SUMMARY_NAME_CHARS = 60
 """Temporal takes 400 bytes of summary as JSON, in which a character may need six."""
 
-_KEY = SearchAttributeKey.for_keyword("IncidentKey")
-_PHASE = SearchAttributeKey.for_keyword("IncidentPhase")
 _AWAY = frozenset(
     (
         RPCStatusCode.UNAVAILABLE,
@@ -215,7 +213,7 @@ class Incidents:
     async def open_keys(self) -> list[str]:
         """The keys that have an open incident, as far as visibility knows yet."""
         query = f'WorkflowType = "{INCIDENT_WORKFLOW}" AND ExecutionStatus = "Running"'
-        found = [run.typed_search_attributes.get(_KEY) async for run in self._temporal.list_workflows(query)]
+        found = [run.typed_search_attributes.get(INCIDENT_KEY) async for run in self._temporal.list_workflows(query)]
         return [key for key in found if key]
 
     async def alarms_on(self, key: str) -> list[str]:
@@ -254,7 +252,7 @@ class Incidents:
         """Signal-with-start: one open workflow per key, whoever else tries at the same time."""
         # So that it is found at once; the incident knows the others.
         attributes = TypedSearchAttributes(
-            [SearchAttributePair(_KEY, target.key), SearchAttributePair(_PHASE, str(Phase.TRIAGE))]
+            [SearchAttributePair(INCIDENT_KEY, target.key), SearchAttributePair(PHASE, str(Phase.TRIAGE))]
         )
         await self._call(
             self._temporal.start_workflow,

@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 from dataplane.knob_copy import KnobCopy
 from dataplane.ledger import LeaseRefusedError, Ledger
 from domain.messages import CAPACITY_WORKFLOW, LEASES_LOST
+from workflows.search_attributes import HOLDS_LEASES
 
 POLL = timedelta(seconds=1)
 TELL_AGAIN = timedelta(seconds=5)
@@ -52,7 +53,7 @@ async def watch_redis(ledger: Ledger, knobs: KnobCopy, client: Client) -> None:
 
 
 async def _tell_holders(client: Client) -> None:
-    holders = f"(HoldsLeases = true OR WorkflowType = '{CAPACITY_WORKFLOW}') AND ExecutionStatus = 'Running'"
+    holders = f"({HOLDS_LEASES.name} = true OR WorkflowType = '{CAPACITY_WORKFLOW}') AND ExecutionStatus = 'Running'"
     async for execution in client.list_workflows(holders):
         try:
             # Not to the run that was found: it may have been continued as new since.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.pages import PageActivities
@@ -27,8 +26,6 @@ MAX_DENIALS = 20
 MAX_DECISIONS = 500
 
 ON_CALL = "on-call"
-HOLDS_LEASES = SearchAttributeKey.for_bool("HoldsLeases")
-"""Whoever notices a lost Redis signals the workflows that say so."""
 
 
 class Recorded(Protocol):

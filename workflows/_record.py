@@ -3,7 +3,6 @@
 from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError
 
 from activities.cloudwatch import CloudWatchActivities
@@ -11,19 +10,14 @@ from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase
 from domain.load import LoadSnapshot, total_offered
 from domain.messages import PolicySnapshot, load_query
 from workflows._mitigation import lease_id
-from workflows._people import HOLDS_LEASES, OnRecord
 from workflows._people import ON_CALL as ON_CALL
+from workflows._people import OnRecord
 from workflows._step import failure, read
+from workflows.search_attributes import CAUSE, HOLDS_LEASES, INCIDENT_KEY, PHASE, SERVICE, SEVERITY
 
 SENIOR = "senior on-call"
 SENIOR_AND_TAM = "senior on-call and AWS TAM"
 AWS_SUPPORT = "on-call: contact AWS Support (Severity 1)"
-
-KEY = SearchAttributeKey.for_keyword("IncidentKey")
-PHASE = SearchAttributeKey.for_keyword("IncidentPhase")
-SEVERITY = SearchAttributeKey.for_keyword("Severity")
-CAUSE = SearchAttributeKey.for_keyword("Cause")
-SERVICE = SearchAttributeKey.for_keyword("Service")
 
 
 class Incident(OnRecord):
@@ -113,7 +107,7 @@ class Incident(OnRecord):
         self._shown = shown
         workflow.upsert_search_attributes(
             [
-                KEY.value_set(self.record.key),
+                INCIDENT_KEY.value_set(self.record.key),
                 PHASE.value_set(self.record.phase),
                 SEVERITY.value_set(self.record.severity),
                 SERVICE.value_set(self.record.service),
@@ -153,12 +147,11 @@ class Incident(OnRecord):
     # ------------------------------------------------------------ cost and progress, in words
 
     def price_of(self, hold: timedelta) -> str:
-        """What holding the bought units for `hold` costs, e.g. `40 unit-hours, about 307 USD`; empty: none bought."""
+        """What holding the bought units for `hold` costs, e.g. `40.0 unit-hours, about 307 USD`; empty: none bought."""
         if self.snapshot is None or not self.record.units_bought:
             return ""
-        unit_hours = self.record.units_bought * (self.snapshot.clock.business_duration(hold) / timedelta(hours=1))
         price = self.snapshot.policy.models[self.model].usd_per_unit_hour
-        return f"{unit_hours:.1f} unit-hours" + (f", about {unit_hours * price:,.0f} USD" if price else "")
+        return str(self.record.cost(hold, self.snapshot.clock, price))
 
     @property
     def running_cost(self) -> str:
@@ -166,7 +159,7 @@ class Incident(OnRecord):
         lever = self.record.lever(LeverName.CAPACITY)
         if lever is None or lever.landed_at is None or lever not in self.record.held:
             return "No bought capacity is running."
-        return f"Running cost so far: {self.price_of(workflow.now() - lever.landed_at)}."
+        return f"Running cost so far: {self.price_of(self.record.capacity_held(workflow.now()))}."
 
     @property
     def capacity_progress(self) -> str:

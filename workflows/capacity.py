@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.bedrock import BedrockActivities
@@ -46,8 +45,8 @@ from domain.messages import (
 from domain.policy import CapacityPolicy
 from domain.routes import CapacityRoute, CapacityRoutes
 from workflows._step import decide, failure, load_policy, mutate, read, wait
+from workflows.search_attributes import SERVICE
 
-SERVICE = SearchAttributeKey.for_keyword("Service")
 UNANSWERED_KEPT = 50
 SUMMARY = 200
 POLICY_RETRY = timedelta(seconds=10)

@@ -5,7 +5,6 @@ import contextlib
 from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.cloudwatch import CloudWatchActivities
@@ -53,11 +52,10 @@ from domain.override import (
 )
 from domain.people import Role
 from domain.policy import OverridesPolicy
-from workflows._people import HOLDS_LEASES, ON_CALL, OnRecord
+from workflows._people import ON_CALL, OnRecord
 from workflows._step import MUTATE_TOTAL, decide, failure, load_policy, mutate, read
+from workflows.search_attributes import ENDS_AT, HOLDS_LEASES, KNOB
 
-KNOB = SearchAttributeKey.for_keyword("Knob")
-ENDS_AT = SearchAttributeKey.for_datetime("OverrideEndsAt")
 PROMPT = timedelta(seconds=15)
 """How long a person who waits for the answer is kept while Redis does not answer."""
 BACKGROUND = timedelta(seconds=30)

@@ -154,7 +154,7 @@ async def test_finished_incident_is_told_completely_and_the_same_twice(
         "On Monday 23 November 2026 at 00:05:12 Tokyo time alarm BedrockThrottleAlarm opened this incident",
         "cache TTL (30 s → 120 s)",
         "1 min 24 s (1.4 s real)",
-        "8 units for 56 min 48 s = 7.57 unit-hours, about 58.09 USD",
+        "8 units for 56 min 48 s (57 s real) = 7.6 unit-hours, about 58 USD",
         "Was the capacity sufficient for the traffic?",
         "17,664 ÷ 1,000 tokens/s per unit ÷ 80% target utilisation = 23 units.",
         "viewer-1 is viewer; approver is needed",
@@ -209,7 +209,7 @@ async def test_running_incident_is_reported_as_of_now(cloudwatch: "CloudWatchCli
         assert "waiting for an approver to approve or reject the way back" in text
         assert "it failed to set model routing (Redis refused the lease: connection refused)" in text
         assert "Held: capacity at 23 units, at most until Mon 04:00:00" in text
-        assert "2.91 unit-hours, about 22.29 USD so far, and running" in text
+        assert "2.9 unit-hours, about 22 USD so far, and running" in text
     assert "closed" not in " ".join(svg_of(html).itertext())
 
 
@@ -364,6 +364,7 @@ async def test_labels_of_marks_neither_overlap_nor_cross(cloudwatch: "CloudWatch
 
 def test_cost_follows_the_business_clock() -> None:
     record = finished_record()
-    assert record.unit_hours(CLOCK, at(86)) == pytest.approx(8 * 56.8 / 60)
-    assert running_record().unit_hours(CLOCK, at(78.2)) == pytest.approx(8)
-    assert record.model_copy(update={"levers": []}).unit_hours(CLOCK, at(86)) == 0
+    running = running_record()
+    assert record.cost(record.capacity_held(at(86)), CLOCK, 2).usd == pytest.approx(2 * 8 * 56.8 / 60)
+    assert running.cost(running.capacity_held(at(78.2)), CLOCK, None).unit_hours == pytest.approx(8)
+    assert record.model_copy(update={"levers": []}).capacity_held(at(86)) == timedelta(0)

@@ -10,7 +10,6 @@ import pytest
 from ruamel.yaml import YAML
 from temporalio.client import Client
 
-from domain.messages import SEARCH_ATTRIBUTES
 from domain.people import Roster
 from ops import stack
 from ops.namespace import register_search_attributes
@@ -18,6 +17,7 @@ from ops.servers import TEMPORAL_DYNAMIC_CONFIG, find_redis, redis_ready
 from ops.stack import Stack, StackOptions
 from ops.supervisor import READY_FILE, ChildSpec, Supervisor
 from workers.settings import Settings
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 

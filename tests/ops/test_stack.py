@@ -17,7 +17,6 @@ import pytest
 import redis.asyncio
 from temporalio.client import Client
 
-from domain.messages import SEARCH_ATTRIBUTES
 from domain.people import Role
 from ops import servers, stack
 from ops.namespace import register_search_attributes
@@ -25,6 +24,7 @@ from ops.servers import ServerNotFound, find_redis, find_temporal
 from ops.stack import Stack, StackError, StackOptions, before_next_release
 from ops.supervisor import ChildFailed, ChildSpec, Supervisor
 from workers.tokens import read_key, verify
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 
