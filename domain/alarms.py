@@ -40,7 +40,7 @@ class AlarmChange(BaseModel):
     """Empty for a composite alarm."""
     children: tuple[str, ...] = ()
     """ARNs of the alarms that made a composite one change."""
-    source: Literal["sns", "eventbridge", "reconcile"]
+    source: Literal["sns", "eventbridge", "reconcile", "health-check"]
     message_id: str
     """Identity of the delivery: the SNS MessageId, the EventBridge id, or the alarm and its time."""
     suppressed: bool = False

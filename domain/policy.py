@@ -247,7 +247,8 @@ class AlarmRule(Section):
     """A dimension that must be there; its value fills `{model}` (by model id or provisioned ARN)."""
     key: str
     """The incident key, e.g. `bedrock-throttle:{model}`."""
-    runbook: Literal["throttle"]
+    runbook: Literal["throttle"] | None = None
+    """None: people are paged, and look."""
 
 
 class IntakePolicy(Section):
@@ -272,12 +273,66 @@ class EventTypePolicy(Section):
     """The units are released so long after the start."""
 
 
+RepairKind = Literal["reconcile", "start-capacity", "schedules", "delete-orphan"]
+
+
+class HealthPolicy(Section):
+    """The health check (S4, prevention)."""
+
+    interval: ScaledDuration = Field(default=timedelta(minutes=15), gt=timedelta(0))
+    repairs: tuple[RepairKind, ...] = ("reconcile", "start-capacity", "schedules", "delete-orphan")
+    """What it mends itself: compare a fleet with its demands and publish the routes again, start a capacity workflow
+    that ended, write the schedules again, delete a provisioned model of ours that no workflow knows."""
+    delete_orphans_after: ScaledDuration = Field(default=timedelta(hours=24), ge=timedelta(0))
+    """From the check that first found it."""
+    failed_runs: int = Field(default=2, ge=1)
+    """Runs of a schedule that failed in a row make a finding."""
+    late_intervals: int = Field(default=3, ge=2)
+    """What should come at an interval and has not for so many of them is late."""
+    heartbeat_periods: int = Field(default=2, ge=1)
+    """Intervals without a heartbeat of ours until the alarm that watches it goes on."""
+
+
+class FeedRule(Section):
+    """Recognises an announcement. The first rule that fits wins."""
+
+    event_type: str
+    """A key of `calendar.event_types`."""
+    words: tuple[str, ...] = Field(min_length=1)
+    """Any of them in title or summary; case and width do not matter."""
+
+
+class FeedPolicy(Section):
+    """The publisher's feed of announcements (S1, prevention)."""
+
+    url: str | None = Field(default=None, pattern=r"^https?://", max_length=2000)
+    """RSS or Atom; None: no feed is read."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that may be at private, loopback or link-local addresses."""
+    interval: ScaledDuration = Field(default=timedelta(minutes=30), gt=timedelta(0))
+    time_zone: str = "Asia/Tokyo"
+    """Of dates in texts."""
+    fetch_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0), le=timedelta(minutes=1))
+    """For the whole fetch, redirects included; technical, not scaled."""
+    max_bytes: int = Field(default=2_000_000, ge=1)
+    max_redirects: int = Field(default=5, ge=0)
+    max_entries: int = Field(default=200, ge=1)
+    """The newest ones of a feed; what is left out is said."""
+    rules: tuple[FeedRule, ...] = (
+        FeedRule(event_type="final_chapter", words=("最終回", "最終話", "完結", "final chapter", "series finale")),
+        FeedRule(event_type="new_series", words=("新連載", "連載開始", "new series")),
+        FeedRule(event_type="special_issue", words=("特別号", "増刊", "特大号", "special issue")),
+    )
+
+
 class CalendarPolicy(Section):
     """The event calendar (S1)."""
 
     event_types: dict[str, EventTypePolicy] = {
         "monday_release": EventTypePolicy(multiplier=4),
         "final_chapter": EventTypePolicy(multiplier=5, lasts=timedelta(hours=3)),
+        "new_series": EventTypePolicy(multiplier=2),
+        "special_issue": EventTypePolicy(multiplier=2),
     }
     min_multiplier: float = Field(default=1, gt=0)
     max_multiplier: float = 10
@@ -404,6 +459,8 @@ class Policy(Section):
     evidence: EvidencePolicy = EvidencePolicy()
     intake: IntakePolicy = IntakePolicy()
     calendar: CalendarPolicy = CalendarPolicy()
+    health: HealthPolicy = HealthPolicy()
+    feed: FeedPolicy = FeedPolicy()
     forecast: ForecastPolicy = ForecastPolicy()
     metrics: MetricsPolicy = MetricsPolicy()
     ecs: EcsPolicy = EcsPolicy()
@@ -428,6 +485,10 @@ class Policy(Section):
             for model in (intent.model, intent.downgrade_to):
                 if model is not None and model not in self.models:
                     raise ValueError(f"intents.{name}: there is no model {model!r}; there are {sorted(self.models)}")
+        for rule in self.feed.rules:
+            if rule.event_type not in self.calendar.event_types:
+                known = sorted(self.calendar.event_types)
+                raise ValueError(f"feed.rules: there is no event type {rule.event_type!r}; there are {known}")
         check_configured(self.knobs, self.baseline)
         return self
 

@@ -1,0 +1,669 @@
+"""The health check (S4, prevention; every 15 minutes): is what stands what should stand? Pure.
+
+`judge` compares facts that activities have read: the fleet, the capacity workflows, the published routes, schedules,
+permissions. Each finding says what is wrong, why it matters and what to do. What the policy allows is repaired first
+and told to people only if it stands at the next check; everything else goes to an incident at once, and is told once
+for as long as it stands. What could not be read is never taken for well, nor for over.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from domain.alarms import AlarmChange, AlarmState
+from domain.capacity import ProvisionedModel
+from domain.incident import cut, span, utc
+from domain.messages import CapacityState, Message, PolicySnapshot
+from domain.policy import HealthPolicy, ModelPolicy, RepairKind
+
+HEALTH_CHECK_WORKFLOW = "HealthCheckWorkflow"
+HEALTH_SCHEDULE = "health-check"
+ALARM_NAME = "health-check "
+"""With the finding's id: the name under which a finding is an alarm of its incident."""
+MAX_TEXT = 600
+"""Characters of another system's words that a finding repeats."""
+
+
+class Area(StrEnum):
+    """What a finding is about."""
+
+    CAPACITY = "capacity"
+    ROUTES = "routes"
+    QUOTA = "quota"
+    ORPHANS = "orphans"
+    SCHEDULES = "schedules"
+    PERMISSIONS = "permissions"
+    READING = "reading"
+    """A system could not be read, so nothing is known of what it holds."""
+
+
+class Severity(StrEnum):
+    """How bad it is."""
+
+    NOTICE = "notice"
+    """Meant so by somebody; shown, and no incident's."""
+    WARNING = "warning"
+    CRITICAL = "critical"
+    """Users feel it, or soon will."""
+
+
+class Source(StrEnum):
+    """A system that is read, apart from the others."""
+
+    BEDROCK = "Bedrock"
+    WRITERS = "the capacity workflows"
+    REDIS = "Redis"
+    SCHEDULES = "Temporal's schedules"
+    PERMISSIONS = "IAM"
+
+
+_NEEDS: dict[Area, tuple[Source, ...]] = {
+    Area.CAPACITY: (Source.BEDROCK, Source.WRITERS),
+    Area.ROUTES: (Source.BEDROCK, Source.WRITERS, Source.REDIS),
+    Area.QUOTA: (Source.WRITERS,),
+    Area.ORPHANS: (Source.BEDROCK, Source.WRITERS),
+    Area.SCHEDULES: (Source.SCHEDULES,),
+    Area.PERMISSIONS: (Source.PERMISSIONS,),
+}
+"""What an area cannot be judged without."""
+
+
+# ---------------------------------------------------------------- facts
+
+
+class FoundModel(ProvisionedModel):
+    """A provisioned model, and whose it is."""
+
+    model: str | None
+    """The policy's name of its base model; None: the policy has none."""
+    base_model_id: str
+
+
+class Writer(Message):
+    """The workflow that writes one model's capacity."""
+
+    running: bool
+    state: CapacityState | None = None
+    """None: there is no such workflow."""
+
+
+class ScheduleSeen(Message):
+    """One schedule that should be there."""
+
+    schedule_id: str
+    every: timedelta
+    exists: bool
+    as_wanted: bool = True
+    """It says what the policy says."""
+    paused: str | None = None
+    """The note of whoever paused it; None: it is not paused."""
+    changed_at: AwareDatetime | None = None
+    """Made, or last changed."""
+    last_run_at: AwareDatetime | None = None
+    runs: tuple[str, ...] = ()
+    """How the last runs ended (`completed`, `failed`, `timed_out`, ... or `running`), oldest first."""
+
+
+class MissingPermission(Message):
+    """A call that our role may not make."""
+
+    action: str
+    why: str
+    """What does not work without it."""
+    statement: str
+    """IAM statement to add, as JSON."""
+
+
+class Facts(Message):
+    """Everything that the check has read."""
+
+    now: AwareDatetime
+    fleet: tuple[FoundModel, ...] = ()
+    writers: dict[str, Writer] = Field(default_factory=dict)
+    """By model."""
+    routes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Published routes by model: ARN to units."""
+    schedules: tuple[ScheduleSeen, ...] = ()
+    permissions: tuple[MissingPermission, ...] = ()
+    unread: dict[Source, str] = Field(default_factory=dict)
+    """What could not be read, and why; the fields above are empty then."""
+
+
+# ---------------------------------------------------------------- findings
+
+
+class Repair(BaseModel):
+    """What the check does itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: RepairKind
+    about: str
+    """A model, an ARN, a schedule's id."""
+
+
+class Finding(BaseModel):
+    """Something that is not as it should be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    finding_id: str
+    """The same for as long as it stands, e.g. `capacity-short:sonnet`."""
+    area: Area
+    model: str | None = None
+    severity: Severity
+    what: str
+    why: str
+    """Why it matters."""
+    do: str
+    """What to do, with the command."""
+    since: AwareDatetime
+    """When a check first found it."""
+    repair: Repair | None = None
+    """Allowed by the policy, and to be done now."""
+    repaired: str = ""
+    """What the repair did; empty: there was none, or it failed."""
+    repair_error: str = ""
+    """Why the repair failed."""
+    incident: str | None = None
+    """Key of the incident that was told."""
+
+    @property
+    def incident_key(self) -> str:
+        """The incident it belongs to: what is broken."""
+        if self.area in (Area.SCHEDULES, Area.PERMISSIONS, Area.READING):
+            return f"control-health:{self.area}"
+        return f"capacity-health:{self.model or self.area}"
+
+    def alarm(self, state: AlarmState, at: datetime) -> AlarmChange:
+        """The finding as its incident is told of it."""
+        return AlarmChange(
+            alarm_name=f"{ALARM_NAME}{self.finding_id}",
+            state=state,
+            reason=f"{self.what} {self.do}" if state is AlarmState.ALARM else f"over: {self.what}",
+            changed_at=at,
+            source="health-check",
+            message_id=f"{self.finding_id}@{at.isoformat()}",
+        )
+
+
+class HealthReport(Message):
+    """What a check found and did; the next check begins from it."""
+
+    checked_at: AwareDatetime
+    findings: tuple[Finding, ...] = ()
+    over: tuple[Finding, ...] = ()
+    """Told to an incident by a check before, and gone now."""
+    to_tell: tuple[str, ...] = ()
+    """Ids of the findings that an incident is to be told of now."""
+    failed_provisioning: dict[str, int] = Field(default_factory=dict)
+    """By model: provisioned models that AWS failed to create, and orders that it refused."""
+    checked: tuple[Area, ...] = ()
+    """Areas that could be judged."""
+
+    @property
+    def open(self) -> list[Finding]:
+        """What is still wrong as far as is known, the worst first."""
+        worst_first = list(Severity)[::-1]
+        return sorted(
+            (finding for finding in self.findings if not finding.repaired or finding.incident),
+            key=lambda finding: (worst_first.index(finding.severity), finding.finding_id),
+        )
+
+
+class JudgeHealth(Message):
+    """Asks for the judgement."""
+
+    facts: Facts
+    snapshot: PolicySnapshot
+    before: HealthReport | None = None
+
+
+def judge(facts: Facts, snapshot: PolicySnapshot, before: HealthReport | None = None) -> HealthReport:
+    """Every finding in `facts`, which of them to repair, which to tell to an incident, and which are over."""
+    known = {finding.finding_id: finding for finding in before.findings} if before else {}
+    judged = [area for area, needs in _NEEDS.items() if not facts.unread.keys() & set(needs)]
+    look = _Look(facts, snapshot)
+    found = [finding for area in judged for finding in look.findings(area)]
+    found += _unread(facts)
+    current = {finding.finding_id: _continued(finding, known.get(finding.finding_id), snapshot) for finding in found}
+    # Not judged: it stands until somebody can look.
+    kept = {
+        finding_id: finding.model_copy(update={"repair": None, "repaired": "", "repair_error": ""})
+        for finding_id, finding in known.items()
+        if finding.area not in (*judged, Area.READING)
+    }
+    findings = tuple((kept | current).values())
+    return HealthReport(
+        checked_at=facts.now,
+        findings=findings,
+        over=tuple(
+            finding for finding_id, finding in known.items() if finding.incident and finding_id not in kept | current
+        ),
+        to_tell=tuple(
+            finding.finding_id for finding in findings if _must_be_told(finding, known.get(finding.finding_id))
+        ),
+        failed_provisioning=look.failed_provisioning() if Area.CAPACITY in judged else {},
+        checked=tuple(judged),
+    )
+
+
+def _continued(finding: Finding, before: Finding | None, snapshot: PolicySnapshot) -> Finding:
+    policy = snapshot.policy.health
+    since = before.since if before else finding.since
+    repair = finding.repair
+    if repair is not None and not _may_repair(repair, since, finding.since, policy):
+        repair = None
+    return finding.model_copy(
+        update={"since": since, "repair": repair, "incident": before.incident if before else None}
+    )
+
+
+def _may_repair(repair: Repair, since: datetime, now: datetime, policy: HealthPolicy) -> bool:
+    if repair.kind not in policy.repairs:
+        return False
+    return repair.kind != "delete-orphan" or now - since >= policy.delete_orphans_after
+
+
+def _must_be_told(finding: Finding, before: Finding | None) -> bool:
+    """Once. What is repaired, and what could not be read, only when it still stands at the next check."""
+    if finding.incident is not None or finding.severity is Severity.NOTICE:
+        return False
+    return before is not None or (finding.repair is None and finding.area is not Area.READING)
+
+
+def _unread(facts: Facts) -> Iterator[Finding]:
+    for source, why in facts.unread.items():
+        areas = ", ".join(area for area, needs in _NEEDS.items() if source in needs)
+        yield Finding(
+            finding_id=f"unread:{source.name.lower()}",
+            area=Area.READING,
+            severity=Severity.WARNING,
+            what=f"{source} could not be read: {cut(why, MAX_TEXT)}.",
+            why=f"Nothing is known of {areas} until it can be read again.",
+            do="Mend what the message says, then: runbooks health --now",
+            since=facts.now,
+        )
+
+
+class _Look:
+    """The rules, one method for each area."""
+
+    def __init__(self, facts: Facts, snapshot: PolicySnapshot) -> None:
+        self.facts = facts
+        self.now = facts.now
+        self.snapshot = snapshot
+        self.policy = snapshot.policy
+        self.health = snapshot.policy.health
+
+    def findings(self, area: Area) -> Iterator[Finding]:
+        rules: Mapping[Area, Callable[[], Iterator[Finding]]] = {
+            Area.CAPACITY: lambda: self._each_model(self._capacity),
+            Area.ROUTES: lambda: self._each_model(self._routes),
+            Area.QUOTA: lambda: self._each_model(self._quota),
+            Area.ORPHANS: self._orphans,
+            Area.SCHEDULES: self._schedules,
+            Area.PERMISSIONS: self._permissions,
+        }
+        return rules[area]()
+
+    def _each_model(self, rule: Callable[[str, ModelPolicy], Iterator[Finding]]) -> Iterator[Finding]:
+        for name, spec in self.policy.models.items():
+            yield from rule(name, spec)
+
+    def _finding(
+        self,
+        finding_id: str,
+        area: Area,
+        severity: Severity,
+        what: str,
+        why: str,
+        do: str,
+        *,
+        model: str | None = None,
+        repair: tuple[RepairKind, str] | None = None,
+    ) -> Finding:
+        return Finding(
+            finding_id=finding_id,
+            area=area,
+            model=model,
+            severity=severity,
+            what=what,
+            why=why,
+            do=do,
+            since=self.now,
+            repair=Repair(kind=repair[0], about=repair[1]) if repair else None,
+        )
+
+    def _fleet(self, model: str) -> list[FoundModel]:
+        return [found for found in self.facts.fleet if found.model == model]
+
+    def _state(self, model: str) -> CapacityState:
+        writer = self.facts.writers.get(model)
+        return (writer and writer.state) or CapacityState(model=model)
+
+    def expected_units(self, model: str, spec: ModelPolicy) -> int:
+        """What should be in service now: the baseline, or what somebody demands, within floor, ceiling and quota."""
+        demands = [demand for demand in self._state(model).demands if demand.start <= self.now < demand.end]
+        return spec.clamped(max([spec.baseline_units, *(demand.units for demand in demands)]))
+
+    # ------------------------------------------------------------ capacity
+
+    def failed_provisioning(self) -> dict[str, int]:
+        """By model: creations that AWS failed, and the orders it has not answered or has refused."""
+        return {
+            name: sum(found.status == "Failed" and found.ours for found in self._fleet(name))
+            + bool(self._state(name).last_error)
+            for name in self.policy.models
+        }
+
+    def _capacity(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        short = list(self._short(model, spec))
+        yield from self._writer(model, is_short=bool(short))
+        yield from short
+        yield from self._failed(model)
+        yield from self._surplus(model, spec)
+
+    def _writer(self, model: str, *, is_short: bool) -> Iterator[Finding]:
+        writer = self.facts.writers.get(model, Writer(running=False))
+        if not writer.running:
+            yield self._finding(
+                f"capacity-writer:{model}",
+                Area.CAPACITY,
+                Severity.CRITICAL,
+                f"The capacity workflow of {model} does not run.",
+                "Nobody buys, releases or routes capacity for this model.",
+                f"It is started by every runbook worker at its start, and by: runbooks health --now. "
+                f"Why it ended: temporal workflow show --workflow-id capacity-{model}",
+                model=model,
+                repair=("start-capacity", model),
+            )
+        state = self._state(model)
+        late = self.health.late_intervals * self.policy.capacity.reconcile_interval
+        listed = state.last_reconciled_at
+        if listed is not None and self.now - listed > late:
+            yield self._finding(
+                f"capacity-stuck:{model}",
+                Area.CAPACITY,
+                Severity.WARNING,
+                f"The fleet of {model} was last compared with its demands {span(self.now - listed)} ago "
+                f"({state.doing or 'idle'}).",
+                f"It should be every {span(self.policy.capacity.reconcile_interval)}; what was bought or lost since "
+                "is not known.",
+                f"runbooks capacity reconcile {model}; pending steps: temporal workflow describe "
+                f"--workflow-id capacity-{model}",
+                model=model,
+                repair=("reconcile", model),
+            )
+        if state.last_error:
+            yield self._finding(
+                f"capacity-error:{model}",
+                Area.CAPACITY,
+                Severity.CRITICAL if is_short else Severity.WARNING,
+                f"Capacity of {model} is not what it should be: {cut(state.last_error, MAX_TEXT)}.",
+                "Units that somebody asked for are not there, or units that nobody needs are paid for.",
+                f"Mend what the message says, then: runbooks capacity reconcile {model}",
+                model=model,
+                # While nothing is missing yet, another try may do.
+                repair=None if is_short else ("reconcile", model),
+            )
+
+    def _short(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        fleet, policy = self._fleet(model), self.policy.capacity
+        expected = self.expected_units(model, spec)
+        units = sum(found.units for found in fleet if found.in_service)
+        coming = [found for found in fleet if found.status == "Creating"]
+        timely = [found for found in coming if self.now - found.created_at < policy.provisioning_timeout]
+        if units + sum(found.units for found in timely) < expected:
+            late = [found for found in coming if found not in timely]
+            waiting = "".join(f"; {found.name} is in creation since {utc(found.created_at)}" for found in late)
+            yield self._finding(
+                f"capacity-short:{model}",
+                Area.CAPACITY,
+                Severity.CRITICAL,
+                f"{units} units of {model} are in service, {expected} are expected{waiting}.",
+                f"{(expected - units) * spec.tokens_per_second_per_unit:g} tokens/s of demand fall to on-demand quota "
+                "or are throttled.",
+                f"runbooks capacity show {model} says what is under way; runbooks capacity reconcile {model} tries "
+                "again",
+                model=model,
+                repair=("reconcile", model),
+            )
+
+    def _failed(self, model: str) -> Iterator[Finding]:
+        for found in self._fleet(model):
+            if found.status == "Failed" and found.ours:
+                yield self._finding(
+                    f"provisioning-failed:{found.name}",
+                    Area.CAPACITY,
+                    Severity.CRITICAL,
+                    f"AWS failed to create {found.name} ({found.units} units of {model}): "
+                    f"{cut(found.failure or 'no reason given', MAX_TEXT)}.",
+                    "These units will not come by themselves.",
+                    f"Ask AWS Support with {found.arn}; then: runbooks capacity reconcile {model}",
+                    model=model,
+                    repair=("reconcile", model),
+                )
+
+    def _surplus(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        fleet, expected = self._fleet(model), self.expected_units(model, spec)
+        units = sum(found.units for found in fleet if found.in_service)
+        surplus = units - expected
+        idle = [found for found in fleet if self._releasable(found) and found.units <= surplus]
+        if idle:
+            price = "" if spec.usd_per_unit_hour is None else f", {surplus * spec.usd_per_unit_hour:.2f} USD an hour"
+            yield self._finding(
+                f"capacity-surplus:{model}",
+                Area.CAPACITY,
+                Severity.WARNING,
+                f"{units} units of {model} are in service, {expected} are expected: "
+                f"{', '.join(sorted(found.name for found in idle))} could go.",
+                f"Nobody asks for these units and they are paid for{price}.",
+                f"runbooks capacity show {model}; runbooks capacity reconcile {model}",
+                model=model,
+                repair=("reconcile", model),
+            )
+
+    def _releasable(self, found: FoundModel) -> bool:
+        """Ours to delete, and neither on its way out nor kept for its minimum hold."""
+        policy = self.policy.capacity
+        kept_until = found.created_at + policy.minimum_hold + policy.drain + policy.provisioning_lag
+        return found.ours and found.in_service and not found.committed and self.now >= kept_until
+
+    # ------------------------------------------------------------ routes
+
+    def _routes(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        published = self.facts.routes.get(model, {})
+        in_service = {found.arn: found for found in self._fleet(model) if found.in_service}
+        wrong = [
+            f"{arn} ({in_service[arn].units} units, {units} in the routes)" if arn in in_service else arn
+            for arn, units in published.items()
+            if arn not in in_service or in_service[arn].units != units
+        ]
+        if wrong:
+            yield self._finding(
+                f"routes-stale:{model}",
+                Area.ROUTES,
+                Severity.CRITICAL,
+                f"The routes of {model} name what is not in service so: {', '.join(sorted(wrong))}.",
+                "The chatbot sends calls to models that refuse them.",
+                f"runbooks capacity reconcile {model} publishes them again",
+                model=model,
+                repair=("reconcile", model),
+            )
+        # What is being drained is out of the routes on purpose, and so is what has just come into service.
+        intended = self._state(model).routes
+        unused = [found for arn, found in in_service.items() if arn not in published]
+        lost = [found for found in unused if found.arn in intended or model not in self.facts.routes]
+        if lost:
+            yield self._finding(
+                f"routes-missing:{model}",
+                Area.ROUTES,
+                Severity.CRITICAL,
+                f"{sum(found.units for found in lost)} units of {model} are in service and not in the routes: "
+                f"{', '.join(sorted(found.name for found in lost))}.",
+                "They are paid for, and the chatbot does not use them.",
+                f"runbooks capacity reconcile {model} publishes them again",
+                model=model,
+                repair=("reconcile", model),
+            )
+
+    # ------------------------------------------------------------ quota
+
+    def _quota(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        wanted = [(demand.units, demand.asked_by, demand.start) for demand in self._state(model).demands]
+        over = [item for item in wanted if item[0] > spec.most_units]
+        if over:
+            units, who, start = max(over)
+            limit = (
+                f"the quota is {spec.quota_units}"
+                if spec.most_units == spec.quota_units
+                else f"the policy's ceiling is {spec.ceiling_units}"
+            )
+            yield self._finding(
+                f"quota:{model}",
+                Area.QUOTA,
+                Severity.WARNING,
+                f"{who} wants {units} units of {model} from {utc(start)}, and {limit}.",
+                f"{units - spec.most_units} of them cannot be bought.",
+                f"Ask AWS Support for {units} model units of {spec.provisioned_model_id}, then set "
+                f"models.{model}.quota_units and ceiling_units in the policy",
+                model=model,
+            )
+
+    # ------------------------------------------------------------ orphans
+
+    def _orphans(self) -> Iterator[Finding]:
+        for found in self.facts.fleet:
+            if not found.ours or self._is_known(found):
+                continue
+            routed = any(found.arn in routes for routes in self.facts.routes.values())
+            deletable = found.status != "Creating" and not found.committed and not routed
+            whose = f"of {found.model}" if found.model else f"of {found.base_model_id}, which the policy does not have"
+            committed = " It has a commitment: AWS refuses to delete it before its term ends." * found.committed
+            after = span(self.health.delete_orphans_after)
+            by_itself = (
+                f"; the health check deletes it {after} after it first found it"
+                if deletable and "delete-orphan" in self.health.repairs
+                else ""
+            )
+            yield self._finding(
+                f"orphan:{found.name}",
+                Area.ORPHANS,
+                Severity.WARNING,
+                f"{found.name} ({found.units} units {whose}) carries our tag, and no capacity workflow knows it."
+                f"{committed}",
+                "It is paid for by the hour, and nobody will release it.",
+                f"If nobody needs it: aws bedrock delete-provisioned-model-throughput --provisioned-model-id "
+                f"{found.arn}{by_itself}",
+                model=found.model,
+                repair=("delete-orphan", found.arn) if deletable else None,
+            )
+
+    def _is_known(self, found: FoundModel) -> bool:
+        writer = self.facts.writers.get(found.model or "")
+        if writer is None or writer.state is None:
+            return False
+        if any(found.arn == known.arn for known in writer.state.fleet):
+            return True
+        # Not listed since it was made: it may be known by the next look.
+        listed = writer.state.last_reconciled_at
+        return writer.running and (listed is None or listed <= found.created_at + self.policy.capacity.poll_interval)
+
+    # ------------------------------------------------------------ schedules, permissions
+
+    def _schedules(self) -> Iterator[Finding]:
+        for seen in self.facts.schedules:
+            finding = self._schedule(seen)
+            if finding is not None:
+                yield finding
+
+    def _schedule(self, seen: ScheduleSeen) -> Finding | None:
+        name = seen.schedule_id
+
+        def finding(kind: str, severity: Severity, what: str, do: str, *, repair: bool = False) -> Finding:
+            return self._finding(
+                f"schedule-{kind}:{name}",
+                Area.SCHEDULES,
+                severity,
+                what,
+                f"Nothing does what {name} does every {span(seen.every)}.",
+                do,
+                repair=("schedules", name) if repair else None,
+            )
+
+        show = f"temporal schedule describe --schedule-id {name}"
+        if not seen.exists:
+            do = "runbooks health --now makes it again, and so does the start of a runbook worker"
+            return finding("missing", Severity.CRITICAL, f"The schedule {name} is missing.", do, repair=True)
+        if seen.paused is not None:
+            what = f"The schedule {name} is paused: {cut(seen.paused, MAX_TEXT) or 'no note'}."
+            do = f"temporal schedule toggle --schedule-id {name} --unpause --reason '...'"
+            return finding("paused", Severity.WARNING, what, do)
+        if not seen.as_wanted:
+            what = f"The schedule {name} is not what the policy says."
+            do = f"runbooks health --now writes it again; {show}"
+            return finding("differs", Severity.WARNING, what, do, repair=True)
+        ended = [how for how in seen.runs if how != "running"]
+        bad = ended[-self.health.failed_runs :]
+        if len(bad) == self.health.failed_runs and "completed" not in bad:
+            what = f"The last {len(bad)} runs of {name} ended as {', '.join(bad)}."
+            do = f"temporal workflow list --query \"WorkflowId STARTS_WITH '{name}-'\" and look at the last one"
+            return finding("fails", Severity.CRITICAL, what, do)
+        last = max((at for at in (seen.last_run_at, seen.changed_at) if at is not None), default=None)
+        if last is not None and self.now - last > self.health.late_intervals * seen.every + _SLACK:
+            hangs = "the run of then has not ended" if seen.runs[-1:] == ("running",) else "no run has begun since"
+            what = f"The schedule {name} last did something {span(self.now - last)} ago: {hangs}."
+            return finding("silent", Severity.CRITICAL, what, show)
+        return None
+
+    def _permissions(self) -> Iterator[Finding]:
+        for missing in self.facts.permissions:
+            yield self._finding(
+                f"permission:{missing.action}",
+                Area.PERMISSIONS,
+                Severity.CRITICAL,
+                f"Our role may not call {missing.action}.",
+                missing.why,
+                f"Add to the role: {missing.statement} (runbooks iam policy prints all that is needed)",
+            )
+
+
+_SLACK = timedelta(seconds=30)
+"""Technical: what a loaded server may be late."""
+
+
+# ---------------------------------------------------------------- words
+
+
+def details(report: HealthReport) -> str:
+    """The report as Markdown, for the Temporal UI."""
+    lines = [
+        f"# {headline(report)}",
+        "",
+        f"Checked {utc(report.checked_at)}: {', '.join(report.checked) or 'nothing'}.",
+    ]
+    for finding in report.open:
+        lines += ["", f"## {_line(finding.severity)}: {_line(finding.what)}", "", f"{_line(finding.why)}", ""]
+        lines += [f"- **Do**: {_line(finding.do)}", f"- **Since**: {utc(finding.since)}"]
+        lines += [f"- **Told**: incident `{finding.incident}`"] if finding.incident else []
+        lines += [f"- **Repair failed**: {_line(finding.repair_error)}"] if finding.repair_error else []
+    done = [finding for finding in report.findings if finding not in report.open]
+    lines += ["", "## Repaired", ""] if done else []
+    lines += [f"- {_line(finding.what)} {_line(finding.repaired)}" for finding in done]
+    return "\n".join(lines)
+
+
+def headline(report: HealthReport) -> str:
+    """The result in one line."""
+    if not report.open:
+        return "Healthy" if len(report.checked) == len(_NEEDS) else "Nothing wrong found, not everything could be read"
+    counts = [(severity, sum(finding.severity is severity for finding in report.open)) for severity in Severity]
+    return f"{len(report.open)} open: " + ", ".join(f"{count} {severity}" for severity, count in counts[::-1] if count)
+
+
+def _line(text: str) -> str:
+    """`text` from anywhere on one inert line of Markdown."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("`", "'")
