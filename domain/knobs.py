@@ -153,9 +153,9 @@ class Holder(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["incident", "person"]
+    kind: Literal["incident", "person", "capacity"]
     id: str = Field(min_length=1, max_length=200)
-    """The incident's workflow id, or the verified subject of a person's token."""
+    """The workflow id of the incident or of a model's capacity, or the verified subject of a person's token."""
 
 
 class LeaseRequest(BaseModel):

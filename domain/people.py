@@ -40,8 +40,9 @@ class Roster(BaseModel):
 
 
 def needed_role(action: str, *, recovered: bool) -> Role:
-    """The role that an action on an incident needs. Whatever spends less or changes nothing is an engineer's."""
-    if action in ("approve_revert", "approve_keep", "reject", "release_lever"):
+    """The role that an action on an incident or on capacity needs. What spends less or changes nothing is an
+    engineer's."""
+    if action in ("approve_revert", "approve_keep", "reject", "release_lever", "approve_capacity", "resume_capacity"):
         return Role.APPROVER
     if action == "abort" and not recovered:
         return Role.APPROVER

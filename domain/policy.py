@@ -10,7 +10,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from domain.clock import ScaledDuration, ZoneName
-from domain.knobs import Baseline, CacheTtlSeconds, KnobName, KnobValue, check_configured, declared_baselines
+from domain.knobs import (
+    Baseline,
+    CacheTtlSeconds,
+    KnobName,
+    KnobValue,
+    baseline_value,
+    check_configured,
+    declared_baselines,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 MAX_LEASE = timedelta(days=7)
@@ -41,6 +49,12 @@ class ModelPolicy(Section):
     """Model units that AWS Support has granted the account for this model; None: unknown, AWS refuses by itself."""
     on_demand_tokens_per_second: float = Field(ge=0)
     """The account's on-demand quota. A cushion: never counted when units are sized."""
+    inference_profile_id: str | None = None
+    """A cross-region inference profile of the model; calls overflow to it while units are missing."""
+    inference_profile_tokens_per_second: float = Field(default=0, ge=0)
+    """The account's quota for it, its own beside on-demand's (AWS: cross-region inference)."""
+    priority_tier: bool = False
+    """Calls may ask for the priority tier while units are missing; it costs more (AWS: service tiers, by model)."""
     usd_per_unit_hour: float | None = Field(default=None, gt=0)
     """Without a price, cost caps are counted in unit-hours."""
 
@@ -94,6 +108,19 @@ class CapacityPolicy(Section):
     reconcile_interval: ScaledDuration = timedelta(minutes=15)
     """How often the fleet is compared with the demands (S4: health check every 15 min)."""
     name_prefix: str = "runbooks"
+
+
+class LadderPolicy(Section):
+    """What is done, rung after rung, while units are refused or late (design idea 2)."""
+
+    climb_every: ScaledDuration = timedelta(minutes=5)
+    """Between rungs that cost or that users notice, while what came before cannot carry what is missing."""
+    max_output_tokens: int = Field(default=512, ge=1, le=4096)
+    """The longest answer then."""
+    features_off: tuple[str, ...] | None = None
+    """What may be switched off then, once a person agrees; None: every feature there is."""
+    lease: ScaledDuration = timedelta(hours=2, minutes=15)
+    """Of a knob that a rung holds; renewed at `leases.renew_every`."""
 
 
 class ThrottlePolicy(Section):
@@ -449,6 +476,7 @@ class Policy(Section):
     """The configured values of the other knobs (S3 to S5), where they differ from their declarations. A knob by intent
     takes one value for all intents, or those of some; `feature_flag` takes every feature there is."""
     capacity: CapacityPolicy = CapacityPolicy()
+    ladder: LadderPolicy = LadderPolicy()
     throttle: ThrottlePolicy = ThrottlePolicy()
     recovery: RecoveryPolicy = RecoveryPolicy()
     way_back: WayBackPolicy = WayBackPolicy()
@@ -490,7 +518,16 @@ class Policy(Section):
                 known = sorted(self.calendar.event_types)
                 raise ValueError(f"feed.rules: there is no event type {rule.event_type!r}; there are {known}")
         check_configured(self.knobs, self.baseline)
+        for feature in self.ladder.features_off or ():
+            if feature not in self.features:
+                raise ValueError(f"ladder.features_off: there is no feature {feature!r}; there are {self.features}")
         return self
+
+    @property
+    def features(self) -> list[str]:
+        """Every feature that can be switched off."""
+        flags = baseline_value(KnobName.FEATURE_FLAG, self.baseline)
+        return sorted(flags) if isinstance(flags, dict) else []
 
     @property
     def baseline(self) -> Baseline:
