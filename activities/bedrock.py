@@ -13,10 +13,11 @@ from temporalio.exceptions import ApplicationError
 from activities._polling import elapsed, pause
 from activities.cloudwatch import evidence_of
 from dataplane.routes import Routes
-from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel, Survey, Surveyed, merged, plan
+from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel, Survey, Surveyed, merged
 from domain.errors import ErrorKind
 from domain.evidence import Check, EvidenceKey
 from domain.messages import AwaitedModel, AwaitModel, AwaitUnits, CheckCapacity, CreateModel, DeleteModel, FleetUnits
+from domain.planner import plan
 from domain.policy import ModelPolicy
 from domain.routes import CapacityRoutes
 

@@ -3,7 +3,7 @@ edited tree, plan or threshold never breaks the replay of a workflow in flight."
 
 from temporalio import activity
 
-from domain import capacity
+from domain import planner
 from domain.capacity import CapacityPlan, Situation
 from domain.incident import span
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
@@ -29,7 +29,7 @@ class DecisionActivities:
     @activity.defn
     async def plan_capacity(self, request: Situation) -> CapacityPlan:
         """The steps from the fleet to the units that are wanted."""
-        return capacity.plan(request)
+        return planner.plan(request)
 
     @activity.defn
     async def assess_override(self, request: AssessOverride) -> Assessment:

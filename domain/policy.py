@@ -4,8 +4,9 @@ Durations marked `ScaledDuration` belong to the business and are divided by a re
 loaded; the others are technical. Sources are named per section (S1 to S5 are the scenarios of the runbooks).
 """
 
-from datetime import timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -42,7 +43,7 @@ class ModelPolicy(Section):
     """Quality order: lower is smaller."""
     tokens_per_second_per_unit: float = Field(gt=0)
     baseline_units: int = Field(ge=0)
-    """Units in service when nothing else is demanded; stands in for the timetable."""
+    """Units in service when nothing else is demanded, where the timetable does not name the model."""
     floor_units: int = Field(ge=0)
     ceiling_units: int = Field(ge=0)
     quota_units: int | None = Field(default=None, ge=0)
@@ -57,6 +58,8 @@ class ModelPolicy(Section):
     """Calls may ask for the priority tier while units are missing; it costs more (AWS: service tiers, by model)."""
     usd_per_unit_hour: float | None = Field(default=None, gt=0)
     """Without a price, cost caps are counted in unit-hours."""
+    usd_per_million_tokens: float | None = Field(default=None, gt=0)
+    """On demand, input and output together; the breakeven is reckoned with it."""
 
     @property
     def most_units(self) -> int:
@@ -94,20 +97,111 @@ class CapacityPolicy(Section):
     """Of units for calendar events (design check 3): 4x on a Monday is then 30 units, the ceiling."""
     provisioning_lag: ScaledDuration = timedelta(minutes=15)
     """Creation to InService as S4 observes it (10 to 15 min)."""
+    provisioning_lead: ScaledDuration = timedelta(minutes=30)
+    """Units are bought so long before they must be in service: the lag, and time to try a refused creation again."""
     provisioning_timeout: ScaledDuration = timedelta(minutes=30)
     poll_interval: ScaledDuration = timedelta(seconds=30)
     """How often a provisioned model in creation is looked at."""
-    minimum_hold: ScaledDuration = timedelta(minutes=0)
-    """A bought model is kept at least this long."""
+    billing_period: ScaledDuration = timedelta(hours=1)
+    """What was begun is paid whole (AWS bills provisioned throughput by the hour)."""
+    minimum_hold: ScaledDuration = timedelta(hours=1)
+    """A bought model is kept at least this long, less `release_ahead`, so that no hour is paid twice."""
+    release_ahead: ScaledDuration = timedelta(minutes=5)
+    """How long before the minimum hold ends a model may be withdrawn: it is gone before the next hour begins."""
     drain: ScaledDuration = timedelta(minutes=1)
     """Between withdrawing a route and deleting its model."""
     burst_units: int = Field(default=5, ge=1)
     """Largest chunk bought in one provisioned model, so that scaling down is fine-grained."""
     max_unit_hours_per_incident: float = Field(default=120, gt=0)
     max_usd_per_incident: float | None = Field(default=None, gt=0)
+    max_unit_hours_per_day: float | None = Field(default=600, gt=0)
+    """Of one model, in a day of the timetable's zone: what we buy. More needs an approval."""
+    max_usd_per_day: float | None = Field(default=None, gt=0)
+    """The same in money; counts where the model has a price."""
+    plan_horizon: ScaledDuration = timedelta(hours=48)
+    """How far ahead a plan says which units to expect."""
     reconcile_interval: ScaledDuration = timedelta(minutes=15)
     """How often the fleet is compared with the demands (S4: health check every 15 min)."""
     name_prefix: str = "runbooks"
+
+    @model_validator(mode="after")
+    def _in_time(self) -> Self:
+        if self.provisioning_lead < self.provisioning_lag:
+            raise ValueError(
+                f"provisioning_lead {self.provisioning_lead} must be at least provisioning_lag {self.provisioning_lag}"
+            )
+        return self
+
+
+class TimetableWindow(Section):
+    """Units in service from `start` to `end`, each day; past midnight when `end` is not after `start`."""
+
+    start: time
+    end: time
+    units: dict[str, Annotated[int, Field(ge=0)]]
+    """By model."""
+
+    @field_validator("start", "end")
+    @classmethod
+    def _of_the_zone(cls, at: time) -> time:
+        if at.tzinfo is not None:
+            raise ValueError(f"{at.isoformat()} has an offset; the timetable's zone holds for all windows")
+        return at
+
+    @property
+    def span(self) -> str:
+        """In words, for messages and reasons."""
+        return f"{self.start:%H:%M} to {self.end:%H:%M}"
+
+
+class TimetablePolicy(Section):
+    """Units by time of day (S2). Windows cover the day on the zone's clocks, without gaps or overlaps."""
+
+    zone: ZoneName = "Asia/Tokyo"
+    windows: Annotated[tuple[TimetableWindow, ...], Field(min_length=1)] = (
+        TimetableWindow(start=time(2), end=time(6), units={"sonnet": 0, "haiku": 0}),
+        TimetableWindow(start=time(6), end=time(12), units={"sonnet": 5, "haiku": 3}),
+        TimetableWindow(start=time(12), end=time(17), units={"sonnet": 8, "haiku": 3}),
+        TimetableWindow(start=time(17), end=time(2), units={"sonnet": 15, "haiku": 5}),
+    )
+    on_demand_reserve: float = Field(default=2, ge=1)
+    """0 units only where the on-demand quota is so many times the window's highest load, ... (design check 24)"""
+    max_on_demand_tokens_per_second: float = Field(default=2000, ge=0)
+    """... and that load stays under this (S2: 30 days under 2,000 tokens/s)."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models it names. Others have their baseline."""
+        return tuple(self.windows[0].units)
+
+    @model_validator(mode="after")
+    def _covers_the_day(self) -> Self:
+        names = set(self.models)
+        for window in self.windows:
+            if set(window.units) != names:
+                raise ValueError(
+                    f"windows: {window.span} has units for {sorted(window.units)}, the first one for {sorted(names)}; "
+                    "every window must name the same models"
+                )
+        ordered = sorted(self.windows, key=lambda window: window.start)
+        for window, following in zip(ordered, [*ordered[1:], ordered[0]], strict=True):
+            ends, begins = _seconds_after(window.start, window.end), _seconds_after(window.start, following.start)
+            if ends < begins:
+                raise ValueError(
+                    f"windows: none covers {window.end:%H:%M} to {following.start:%H:%M}; they must cover 24 h"
+                )
+            if ends > begins:
+                raise ValueError(
+                    f"windows: {window.span} and {following.span} overlap; every moment of the day must have one window"
+                )
+        return self
+
+
+def _seconds_after(start: time, end: time) -> float:
+    """From `start` to the next time that clocks say `end`: more than 0, at most a day."""
+    day = date(2000, 1, 1)
+    seconds = (datetime.combine(day, end, UTC) - datetime.combine(day, start, UTC)).total_seconds()
+    return seconds if seconds > 0 else seconds + 86_400
 
 
 class LadderPolicy(Section):
@@ -449,6 +543,7 @@ class Policy(Section):
             ceiling_units=30,
             on_demand_tokens_per_second=10_500,
             usd_per_unit_hour=7.67,
+            usd_per_million_tokens=4.01,
         ),
         "haiku": ModelPolicy(
             model_id="anthropic.claude-3-haiku-20240307-v1:0",
@@ -460,6 +555,7 @@ class Policy(Section):
             ceiling_units=10,
             on_demand_tokens_per_second=5_000,
             usd_per_unit_hour=7.67,
+            usd_per_million_tokens=4.01,
         ),
     }
     intents: dict[str, IntentPolicy] = {
@@ -477,6 +573,8 @@ class Policy(Section):
     takes one value for all intents, or those of some; `feature_flag` takes every feature there is."""
     capacity: CapacityPolicy = CapacityPolicy()
     ladder: LadderPolicy = LadderPolicy()
+    timetable: TimetablePolicy | None = TimetablePolicy()
+    """None: every model has its `baseline_units` all day, which are others' to provide."""
     throttle: ThrottlePolicy = ThrottlePolicy()
     recovery: RecoveryPolicy = RecoveryPolicy()
     way_back: WayBackPolicy = WayBackPolicy()
@@ -522,6 +620,43 @@ class Policy(Section):
             if feature not in self.features:
                 raise ValueError(f"ladder.features_off: there is no feature {feature!r}; there are {self.features}")
         return self
+
+    @model_validator(mode="after")
+    def _timetable_holds(self) -> Self:
+        for window in self.timetable.windows if self.timetable else ():
+            for name, units in window.units.items():
+                where = f"timetable.windows: {window.span}: units.{name}"
+                spec = self.models.get(name)
+                if spec is None:
+                    raise ValueError(f"{where}: there is no such model; there are {sorted(self.models)}")
+                if spec.clamped(units) != units:
+                    raise ValueError(
+                        f"{where}: {units}; {spec.floor_units} to {spec.most_units} are allowed "
+                        "(floor_units; ceiling_units and quota_units)"
+                    )
+                if units == 0:
+                    self._on_demand_carries(window, name, where)
+        return self
+
+    def _on_demand_carries(self, window: TimetableWindow, name: str, where: str) -> None:
+        """Raises ValueError unless the on-demand quota carries the model's load in the window."""
+        assert self.timetable is not None
+        hours = self.forecast.tokens_per_second.get(name)
+        if hours is None:
+            raise ValueError(f"{where}: 0 needs a load to expect: forecast.tokens_per_second has none for {name}")
+        zone, step, local = ZoneInfo(self.timetable.zone), timedelta(minutes=15), ZoneInfo(self.forecast.zone)
+        length = timedelta(seconds=_seconds_after(window.start, window.end))
+        load = max(
+            hours[(datetime.combine(date(2026, month, 15), window.start, zone) + n * step).astimezone(local).hour]
+            for month in (1, 7)  # the zones' clocks may differ by season
+            for n in range(-(-length // step))
+        )
+        quota, most = self.models[name].on_demand_tokens_per_second, self.timetable.max_on_demand_tokens_per_second
+        if load * self.timetable.on_demand_reserve > quota or load >= most:
+            raise ValueError(
+                f"{where}: 0, but {load:,.0f} tokens/s are to be expected then (forecast); on-demand may carry up to "
+                f"{quota / self.timetable.on_demand_reserve:,.0f} of its quota of {quota:,.0f}, if under {most:,.0f}"
+            )
 
     @property
     def features(self) -> list[str]:

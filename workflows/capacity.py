@@ -342,6 +342,8 @@ class CapacityWorkflow:
             model=self.model,
             spec=self.snapshot.policy.models[self.model],
             policy=self.policy,
+            timetable=self.snapshot.policy.timetable,
+            clock=self.snapshot.clock,
             now=workflow.now(),
             demands=tuple(self.demands.values()),
             fleet=tuple(self.fleet.values()) if self.listed_at else None,

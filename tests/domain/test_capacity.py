@@ -14,8 +14,8 @@ from domain.capacity import (
     ProvisionedModel,
     Situation,
     StepKind,
-    plan,
 )
+from domain.planner import plan
 from domain.policy import CapacityPolicy, ModelPolicy, Policy
 
 NOW = datetime(2026, 11, 23, 15, 5, tzinfo=UTC)
@@ -160,7 +160,7 @@ def test_time_changes_the_plan_by_itself() -> None:
     later = demand(30, "later", start=timedelta(hours=1))
     result = plan(situation([BASE], [demand(10, hours=2), later]))
     assert result.desired_units == 15
-    assert result.next_change_at == later.start
+    assert result.next_change_at == later.start - CapacityPolicy().provisioning_lead
     past = demand(30, "past", start=timedelta(hours=-5))
     assert plan(situation([BASE], [past])).ended == ("past",)
 
@@ -177,7 +177,7 @@ def test_a_young_model_is_kept_for_its_minimum_hold() -> None:
     fleet = [BASE, model(5, "young", age=timedelta(minutes=20))]
     result = plan(situation(fleet, [], policy=policy, routed=[m.arn for m in fleet]))
     assert result.steps == ()
-    assert result.next_change_at == NOW + timedelta(minutes=40)
+    assert result.next_change_at == NOW + timedelta(minutes=35)
     assert "minimum hold" in result.why_not
 
 

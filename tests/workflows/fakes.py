@@ -15,7 +15,6 @@ from activities.decisions import DecisionActivities
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel, Survey, Surveyed, merged
-from domain.capacity import plan as capacity_plan
 from domain.clock import RehearsalClock
 from domain.errors import ErrorKind
 from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
@@ -59,6 +58,7 @@ from domain.messages import (
 from domain.mitigation import effects, recovery_checks
 from domain.override import has_caught_up
 from domain.people import Role, Roster
+from domain.planner import plan as capacity_plan
 from domain.policy import Policy
 from domain.routes import CapacityRoutes
 from domain.runbooks import throttle
@@ -129,7 +129,7 @@ class FakeWorld:
     """Every activity but those of `FakeEntities`."""
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.snapshot = PolicySnapshot(policy=policy or Policy(), clock=RehearsalClock())
+        self.snapshot = PolicySnapshot(policy=policy or Policy(timetable=None), clock=RehearsalClock())
         self.roster = Roster(people={APPROVER: Role.APPROVER, ENGINEER: Role.ENGINEER})
         self.calls: list[tuple[str, Any]] = []
         """Name and argument of every activity, in order."""

@@ -89,7 +89,7 @@ LEFT_OUT = {"stackTrace", "taskId", "requestId", "workerVersion", "header", "pri
 """What no replay looks at; a stack trace names files of the machine that recorded."""
 KEY = f"bedrock-throttle:{MODEL}"
 
-_DEFAULT = Policy()
+_DEFAULT = Policy(timetable=None)
 SECOND = timedelta(seconds=1)
 POLICY = _DEFAULT.model_copy(
     update={

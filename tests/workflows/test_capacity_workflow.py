@@ -61,6 +61,7 @@ FAST = CapacityPolicy(
     poll_interval=timedelta(seconds=0.1),
     provisioning_timeout=timedelta(seconds=20),
     drain=timedelta(seconds=0.3),
+    minimum_hold=timedelta(0),
     reconcile_interval=timedelta(minutes=10),
 )
 
@@ -127,7 +128,9 @@ class Stack:
     def set_policy(self, **capacity: Any) -> None:
         """Written anew; read at the next start and reconciliation."""
         models = {**Policy().models, self.model: SONNET}
-        policy = Policy().model_copy(update={"models": models, "capacity": FAST.model_copy(update=capacity)})
+        policy = Policy(timetable=None).model_copy(
+            update={"models": models, "capacity": FAST.model_copy(update=capacity)}
+        )
         self.policy_file.write_text(policy.model_dump_json())
 
     async def start_worker(self) -> None:
@@ -570,7 +573,7 @@ async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
         for step in steps
     }
     capacity = FAST.model_copy(update={"drain": timedelta(seconds=4)})
-    policy = Policy().model_copy(update={"models": {**Policy().models, **specs}, "capacity": capacity})
+    policy = Policy(timetable=None).model_copy(update={"models": {**Policy().models, **specs}, "capacity": capacity})
     (tmp_path / "policy.yaml").write_text(policy.model_dump_json())
     settings = Settings(temporal_address=temporal.address, task_queue=run, aws_endpoint_url=aws_server)
     client = await connect(settings)

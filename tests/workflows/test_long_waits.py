@@ -65,7 +65,7 @@ from tests.workflows.fakes import (
 from workers.runbook_worker import WORKFLOWS
 from workers.temporal import runbook_plugin
 
-POLICY = Policy()
+POLICY = Policy(timetable=None)
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 EVENTS_AN_HOUR = 12

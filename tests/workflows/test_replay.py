@@ -16,9 +16,9 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 import activities.settings
-import domain.capacity
 import domain.incident
 import domain.mitigation
+import domain.planner
 import domain.trees
 from domain.incident import IncidentRecord
 from domain.messages import CAPACITY_WORKFLOW, INCIDENT_WORKFLOW, OVERRIDE_WORKFLOW, CapacityInput, IncidentInput
@@ -80,7 +80,7 @@ async def test_an_edited_tree_plan_threshold_or_text_does_not_break_replay(monke
         (domain.trees, "diagnose"),
         (throttle, "plan"),
         (domain.mitigation, "guard"),
-        (domain.capacity, "plan"),
+        (domain.planner, "plan"),
         (activities.settings, "load_policy"),
     ):
         edit(module, name)
