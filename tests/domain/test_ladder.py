@@ -25,7 +25,7 @@ FULL = (
 
 
 def rungs_after(minutes: int, *, units: int = 10, **changes: object) -> Ladder:
-    policy = Policy(models={**Policy().models, "sonnet": FULL.model_copy(update=changes)})
+    policy = Policy(models={**Policy().models, "sonnet": FULL.model_copy(update=changes)}, timetable=None)
     now = SINCE + timedelta(minutes=minutes)
     return ladder(Shortage(model="sonnet", units=units, since=SINCE, now=now, policy=policy))
 
