@@ -16,7 +16,17 @@ from dataplane.routes import Routes
 from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, ProvisionedModel, Survey, Surveyed, merged
 from domain.errors import ErrorKind
 from domain.evidence import Check, EvidenceKey
-from domain.messages import AwaitedModel, AwaitModel, AwaitUnits, CheckCapacity, CreateModel, DeleteModel, FleetUnits
+from domain.health import FoundModel
+from domain.messages import (
+    AwaitedModel,
+    AwaitModel,
+    AwaitUnits,
+    CheckCapacity,
+    CreateModel,
+    DeleteModel,
+    FleetUnits,
+    PolicySnapshot,
+)
 from domain.planner import plan
 from domain.policy import ModelPolicy
 from domain.routes import CapacityRoutes
@@ -90,13 +100,26 @@ class BedrockActivities:
             if ours is not None:
                 yield _model(summary, ours)
 
+    @activity.defn
+    def look_at_fleet(self, snapshot: PolicySnapshot) -> list[FoundModel]:
+        """The health check's look: every provisioned model of the account, of which model, and whether it is ours."""
+        found = []
+        for summary in self._all():
+            names = [name for name, spec in snapshot.policy.models.items() if _is_of(spec, summary)]
+            ours = self._is_ours(summary["provisionedModelArn"], {})
+            if ours is not None:
+                base = summary["foundationModelArn"].rpartition("/")[2]
+                listed = _model(summary, ours).model_dump()
+                found.append(FoundModel(**listed, model=names[0] if names else None, base_model_id=base))
+        return found
+
     def _summaries(self, spec: ModelPolicy) -> "Iterator[ProvisionedModelSummaryTypeDef]":
-        model_ids = {spec.model_id, spec.provisioned_model_id}
         # Listed whole and filtered here: AWS does not say which ARN `modelArnEquals` compares for a context variant.
+        return (summary for summary in self._all() if _is_of(spec, summary))
+
+    def _all(self) -> "Iterator[ProvisionedModelSummaryTypeDef]":
         for page in self._bedrock.get_paginator("list_provisioned_model_throughputs").paginate():
-            for summary in page["provisionedModelSummaries"]:
-                if model_ids & {summary[name].rpartition("/")[2] for name in ("modelArn", "foundationModelArn")}:
-                    yield summary
+            yield from page["provisionedModelSummaries"]
 
     def _is_ours(self, arn: str, known: Mapping[str, bool]) -> bool | None:
         """None: it has vanished since it was listed."""
@@ -140,6 +163,14 @@ class BedrockActivities:
         return await self._poll(request, until_gone=True)
 
     @activity.defn
+    def look_at_routes(self, _: None = None) -> dict[str, dict[str, int]]:
+        """The routes as they stand in the control state, by model: ARN to units."""
+        return {
+            model: {route.provisioned_model_arn: route.units for route in routes.routes}
+            for model, routes in self._routes.read_all().items()
+        }
+
+    @activity.defn
     def publish_routes(self, routes: CapacityRoutes) -> None:
         """Replace the model's routes in the control state.
 
@@ -167,6 +198,11 @@ class BedrockActivities:
         except self._bedrock.exceptions.ResourceNotFoundException:
             return AwaitedModel(status=None)
         return AwaitedModel(status=answer["status"], failure=answer.get("failureMessage"))
+
+
+def _is_of(spec: ModelPolicy, summary: "ProvisionedModelSummaryTypeDef") -> bool:
+    ids = {summary["modelArn"].rpartition("/")[2], summary["foundationModelArn"].rpartition("/")[2]}
+    return bool(ids & {spec.model_id, spec.provisioned_model_id})
 
 
 def _model(summary: "ProvisionedModelSummaryTypeDef", ours: bool) -> ProvisionedModel:

@@ -5,6 +5,7 @@ from temporalio import activity
 
 from domain import planner
 from domain.capacity import CapacityPlan, Situation
+from domain.health import HealthReport, JudgeHealth, judge
 from domain.incident import span
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
@@ -50,3 +51,8 @@ class DecisionActivities:
             load=request.load,
             policy=request.policy,
         )
+
+    @activity.defn
+    async def judge_health(self, request: JudgeHealth) -> HealthReport:
+        """What is not as it should be, what to mend, whom to tell."""
+        return judge(request.facts, request.snapshot, request.before)

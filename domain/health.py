@@ -12,8 +12,10 @@ from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from domain import timetable
+from domain.alarm_rules import IncidentTarget
 from domain.alarms import AlarmChange, AlarmState
-from domain.capacity import ProvisionedModel
+from domain.capacity import DemandKind, ProvisionedModel
 from domain.incident import cut, span, utc
 from domain.messages import CapacityState, Message, PolicySnapshot
 from domain.policy import HealthPolicy, ModelPolicy, RepairKind
@@ -177,15 +179,18 @@ class Finding(BaseModel):
             return f"control-health:{self.area}"
         return f"capacity-health:{self.model or self.area}"
 
-    def alarm(self, state: AlarmState, at: datetime) -> AlarmChange:
-        """The finding as its incident is told of it."""
-        return AlarmChange(
-            alarm_name=f"{ALARM_NAME}{self.finding_id}",
-            state=state,
-            reason=f"{self.what} {self.do}" if state is AlarmState.ALARM else f"over: {self.what}",
-            changed_at=at,
-            source="health-check",
-            message_id=f"{self.finding_id}@{at.isoformat()}",
+    def news(self, state: AlarmState, at: datetime) -> "TellIncident":
+        """The finding as its incident is told of it: an alarm that went on, or that is OK again."""
+        return TellIncident(
+            target=IncidentTarget(key=self.incident_key, runbook=None, model=self.model),
+            change=AlarmChange(
+                alarm_name=f"{ALARM_NAME}{self.finding_id}",
+                state=state,
+                reason=f"{self.what} {self.do}" if state is AlarmState.ALARM else f"over: {self.what}",
+                changed_at=at,
+                source="health-check",
+                message_id=f"{self.finding_id}@{at.isoformat()}",
+            ),
         )
 
 
@@ -211,6 +216,21 @@ class HealthReport(Message):
             (finding for finding in self.findings if not finding.repaired or finding.incident),
             key=lambda finding: (worst_first.index(finding.severity), finding.finding_id),
         )
+
+
+class TellIncident(Message):
+    """Asks to start or join an incident with a finding, or to tell it that the finding is over."""
+
+    target: IncidentTarget
+    change: AlarmChange
+
+
+class HealthMetrics(Message):
+    """What the check publishes."""
+
+    at: AwareDatetime
+    failed_provisioning: dict[str, int]
+    """By model."""
 
 
 class JudgeHealth(Message):
@@ -344,10 +364,20 @@ class _Look:
         writer = self.facts.writers.get(model)
         return (writer and writer.state) or CapacityState(model=model)
 
-    def expected_units(self, model: str, spec: ModelPolicy) -> int:
-        """What should be in service now: the baseline, or what somebody demands, within floor, ceiling and quota."""
-        demands = [demand for demand in self._state(model).demands if demand.start <= self.now < demand.end]
-        return spec.clamped(max([spec.baseline_units, *(demand.units for demand in demands)]))
+    def _wanted(self, model: str, spec: ModelPolicy, lead: timedelta = timedelta(0)) -> int:
+        """Units that timetable and demands want in service at some moment of the coming `lead`, within floor, ceiling
+        and quota. Reckoned here once more, as the plan of a writer that hangs is an old one."""
+        table = self.policy.timetable
+        timed = table is not None and model in table.models
+        demands = [*self._state(model).demands]
+        if table is not None and timed:
+            demands += timetable.demands(table, model, self.snapshot.clock, self.now, self.now + lead)
+        active = [demand for demand in demands if demand.start - lead <= self.now < demand.end]
+        largest = max(
+            [0 if timed else spec.baseline_units]
+            + [demand.units for demand in active if demand.kind is not DemandKind.FEATURE]
+        )
+        return spec.clamped(largest + sum(demand.units for demand in active if demand.kind is DemandKind.FEATURE))
 
     # ------------------------------------------------------------ capacity
 
@@ -397,6 +427,26 @@ class _Look:
                 model=model,
                 repair=("reconcile", model),
             )
+        if state.paused is not None:
+            yield self._finding(
+                f"capacity-paused:{model}",
+                Area.CAPACITY,
+                Severity.NOTICE,
+                f"{state.paused.who} paused capacity of {model} at {utc(state.paused.since)}: {state.paused.why}.",
+                "Nothing is bought or released until somebody resumes it.",
+                f"runbooks capacity resume {model} --why '...'",
+                model=model,
+            )
+        for awaited in state.awaiting:
+            yield self._finding(
+                f"capacity-approval:{awaited.approval_id}",
+                Area.CAPACITY,
+                Severity.NOTICE,
+                f"Capacity of {model} waits for an approval: {cut(awaited.text, MAX_TEXT)}",
+                "What it is for goes without these units until then.",
+                f"runbooks capacity approve {model} {awaited.approval_id} --why '...'",
+                model=model,
+            )
         if state.last_error:
             yield self._finding(
                 f"capacity-error:{model}",
@@ -412,7 +462,7 @@ class _Look:
 
     def _short(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
         fleet, policy = self._fleet(model), self.policy.capacity
-        expected = self.expected_units(model, spec)
+        expected = self._wanted(model, spec)
         units = sum(found.units for found in fleet if found.in_service)
         coming = [found for found in fleet if found.status == "Creating"]
         timely = [found for found in coming if self.now - found.created_at < policy.provisioning_timeout]
@@ -448,7 +498,7 @@ class _Look:
                 )
 
     def _surplus(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
-        fleet, expected = self._fleet(model), self.expected_units(model, spec)
+        fleet, expected = self._fleet(model), self._wanted(model, spec, self.policy.capacity.provisioning_lead)
         units = sum(found.units for found in fleet if found.in_service)
         surplus = units - expected
         idle = [found for found in fleet if self._releasable(found) and found.units <= surplus]
@@ -513,6 +563,7 @@ class _Look:
     # ------------------------------------------------------------ quota
 
     def _quota(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        # The timetable is within its limits when the policy is loaded; what people and events ask for may not be.
         wanted = [(demand.units, demand.asked_by, demand.start) for demand in self._state(model).demands]
         over = [item for item in wanted if item[0] > spec.most_units]
         if over:

@@ -28,6 +28,8 @@ class MetricName(StrEnum):
     CACHE_HIT_RATE = "CacheHitRate"
     RUNNING_TASK_COUNT = "RunningTaskCount"
     DESIRED_TASK_COUNT = "DesiredTaskCount"
+    CONTROL_PLANE_HEARTBEAT = "ControlPlaneHeartbeat"
+    PROVISIONING_FAILURES = "ProvisioningFailures"
 
 
 class Metric(BaseModel):
@@ -138,6 +140,21 @@ _ALL = (
         dimensions=("ClusterName", "ServiceName"),
         statistic="Average",
         meaning="desired ECS tasks of the orchestrator",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.CONTROL_PLANE_HEARTBEAT,
+        unit="Count",
+        statistic="Sum",
+        meaning="health checks of the runbooks' own stack that came to their end",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.PROVISIONING_FAILURES,
+        unit="Count",
+        dimensions=("Model",),
+        statistic="Maximum",
+        meaning="provisioned models that AWS failed to create, and writers of capacity that cannot do what they should",
     ),
 )
 

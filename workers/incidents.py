@@ -65,6 +65,36 @@ def _temporal_is_away(error: Exception) -> bool:
     return isinstance(error, RPCError) and error.status in _AWAY
 
 
+async def start_or_join(
+    client: Client, target: IncidentTarget, change: AlarmChange, task_queue: str, rpc_timeout: timedelta = RPC_TIMEOUT
+) -> None:
+    """Signal-with-start: one open workflow per key, whoever else tries at the same time.
+
+    Raises:
+        RPCError: Temporal did not answer, or refuses.
+    """
+    # So that it is found at once; the incident knows the others.
+    attributes = TypedSearchAttributes(
+        [SearchAttributePair(INCIDENT_KEY, target.key), SearchAttributePair(PHASE, str(Phase.TRIAGE))]
+    )
+    await client.start_workflow(
+        INCIDENT_WORKFLOW,
+        IncidentInput(key=target.key, runbook=target.runbook, model=target.model, alarm=change),
+        id=incident_id(target.key),
+        task_queue=task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        start_signal=ALARM_CHANGED,
+        start_signal_args=[change],
+        search_attributes=attributes,
+        static_summary=f"Alarm {quoted(change.alarm_name[:SUMMARY_NAME_CHARS])}",
+        static_details=(
+            f"Alarm {quoted(change.alarm_name)} is in {change.state} since {utc(change.changed_at)}: "
+            f"{quoted(change.reason)}"
+        ),
+        rpc_timeout=rpc_timeout,
+    )
+
+
 @dataclass
 class Seen:
     """What Temporal has been told of one alarm."""
@@ -249,27 +279,7 @@ class Incidents:
         await self._signal("warm-up", ALARM_REPEATED, AlarmRepeats(count=1))
 
     async def _start_or_join(self, target: IncidentTarget, change: AlarmChange) -> None:
-        """Signal-with-start: one open workflow per key, whoever else tries at the same time."""
-        # So that it is found at once; the incident knows the others.
-        attributes = TypedSearchAttributes(
-            [SearchAttributePair(INCIDENT_KEY, target.key), SearchAttributePair(PHASE, str(Phase.TRIAGE))]
-        )
-        await self._call(
-            self._temporal.start_workflow,
-            INCIDENT_WORKFLOW,
-            IncidentInput(key=target.key, runbook=target.runbook, model=target.model, alarm=change),
-            id=incident_id(target.key),
-            task_queue=self._task_queue,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            start_signal=ALARM_CHANGED,
-            start_signal_args=[change],
-            search_attributes=attributes,
-            static_summary=f"Alarm {quoted(change.alarm_name[:SUMMARY_NAME_CHARS])}",
-            static_details=(
-                f"Alarm {quoted(change.alarm_name)} is in {change.state} since {utc(change.changed_at)}: "
-                f"{quoted(change.reason)}"
-            ),
-        )
+        await self._call(start_or_join, self._temporal, target, change, self._task_queue)
 
     async def _signal(self, key: str, name: str, message: AlarmChange | AlarmRepeats) -> bool:
         """Signal the open incident of that key; False if there is none."""

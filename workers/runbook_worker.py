@@ -20,9 +20,11 @@ from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
 from activities.entities import EntityActivities, start_capacity
+from activities.health import HealthActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.report import ReportActivities
+from activities.schedules import ScheduleActivities, ensure_schedules
 from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
 from dataplane.connection import connect as connect_redis
 from dataplane.knobs import Knobs
@@ -31,12 +33,14 @@ from dataplane.routes import Routes
 from domain.messages import PolicySnapshot
 from domain.people import Roster
 from workers.clients import AwsClients
+from workers.incidents import start_or_join
 from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
 from workers.redis_loss import watch_redis
-from workers.schedules import ensure_schedules, schedules
+from workers.schedules import schedules
 from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
+from workflows.health_check import HealthCheckWorkflow
 from workflows.incident import IncidentWorkflow
 from workflows.override import OverrideWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
@@ -48,6 +52,7 @@ WORKFLOWS: list[type] = [
     PostIncidentCleanupWorkflow,
     CapacityWorkflow,
     OverrideWorkflow,
+    HealthCheckWorkflow,
 ]
 ACTIVITY_SLOTS = 1000
 """Every open incident waits in one or two activities at all times; those hold a slot and no thread."""
@@ -72,6 +77,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     ecs = EcsActivities(aws.ecs(), **names)
     changes = ChangeActivities(ledger, aws.ecs(), aws.cloudtrail(), **names)
     pages = PageActivities(aws.sns(), topic_arn=settings.page_topic_arn, log=settings.state_dir / "pages.jsonl")
+    health = HealthActivities(aws.cloudwatch(), start_or_join)
     report = ReportActivities(aws.cloudwatch(), settings.state_dir / "reports")
     owners = (
         AssessmentActivities(configured, cloudwatch),
@@ -86,6 +92,8 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         changes,
         pages,
         report,
+        health,
+        ScheduleActivities(schedules),
     )
     return [
         method

@@ -96,6 +96,8 @@ class IncidentWorkflow(DecidedByPeople):
             self.record.alarm_times += 1
             if self.record.phase in (Phase.VERIFYING, Phase.AWAITING_DECISION, Phase.REVERTING):
                 self.alarm_returned = True
+            if known is None and self.record.runbook is None:
+                self._page_alarm(change)
             if self.record.phase is Phase.CLEANUP and not self.abort_asked:
                 self.page(ON_CALL, "the alarm returned during cleanup; a new incident opens once this one has closed")
         self.note("alarm", f"{change.alarm_name} is {change.state}: {cut(change.reason, MAX_REASON)}")
@@ -270,7 +272,7 @@ class IncidentWorkflow(DecidedByPeople):
     async def _triage(self) -> None:
         """An alarm that maps to nothing: a person must look; closes once it is OK and somebody acknowledged."""
         alarm = self.record.alarm
-        self.page(ON_CALL, f"no runbook knows alarm {alarm.alarm_name}: {alarm.reason}")
+        self._page_alarm(alarm)
         while not self.abort_asked and (self.record.alarm_on or self.record.acknowledged_by is None):
             remind_after = self.now_snapshot.policy.escalation.approval_reminder
             self.enter(
@@ -289,6 +291,10 @@ class IncidentWorkflow(DecidedByPeople):
                 if self.record.acknowledged_by is None:
                     self.page(ON_CALL, f"alarm {alarm.alarm_name} is still nobody's")
         self.record.outcome = f"Triage ended: acknowledged by {self.record.acknowledged_by or 'nobody'}."
+
+    def _page_alarm(self, change: AlarmChange) -> None:
+        about = "health check" if change.source == "health-check" else f"no runbook knows alarm {change.alarm_name}"
+        self.page(ON_CALL, f"{about}: {change.reason}")
 
     # ------------------------------------------------------------ beside the run
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleOverlapPolicy
 
+from activities.schedules import ScheduledWorkflow, ensure_schedules
 from tests.servers import TemporalServer
-from workers.schedules import ScheduledWorkflow, ensure_schedules
 from workers.settings import Settings
 from workers.temporal import connect
 
