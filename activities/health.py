@@ -55,16 +55,18 @@ class HealthActivities:
     async def reconcile_writer(self, model: str) -> str:
         """Have a model's fleet compared with its demands and its routes published; answers what was found."""
         info = activity.info()
-        found: Reconciled = (
-            await activity.client()
-            .get_workflow_handle(capacity_id(model))
-            .execute_update(
+        handle = activity.client().get_workflow_handle(capacity_id(model))
+        try:
+            found: Reconciled = await handle.execute_update(
                 RECONCILE_NOW,
                 PersonRequest(who=WHO, why="the health check found a difference"),
                 id=f"{info.workflow_run_id}-{info.activity_id}",
                 result_type=Reconciled,
             )
-        )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return await self.start_writer(model)  # it begins with a reconciliation
         return "; ".join([f"reconciled: {found.message}", *found.problems])
 
     @activity.defn

@@ -1,0 +1,230 @@
+"""The health check on a real Temporal server, a real Valkey and the simulated AWS: what is broken is found, mended or
+told to people, once."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from temporalio.client import Client, ScheduleOverlapPolicy
+from temporalio.worker import Worker
+
+from activities.entities import start_capacity
+from activities.schedules import ensure_schedules
+from dataplane import keys
+from dataplane.connection import connect as connect_redis
+from dataplane.ledger import Ledger
+from dataplane.routes import Routes
+from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
+from domain.clock import RehearsalClock
+from domain.health import HEALTH_SCHEDULE, Area, HealthReport
+from domain.incident import IncidentRecord
+from domain.messages import RECORD, PolicySnapshot, capacity_id, incident_id
+from domain.policy import CapacityPolicy, HealthPolicy, Policy
+from tests.aws_account import Account
+from tests.servers import AwsServer, TemporalServer, ValkeyServer
+from workers.clients import AwsClients
+from workers.runbook_worker import WORKFLOWS, activities
+from workers.schedules import schedules
+from workers.settings import Settings
+from workers.temporal import connect
+
+SONNET, HAIKU = (Policy().models[name] for name in ("sonnet", "haiku"))
+POLICY = Policy(
+    models={"sonnet": SONNET.model_copy(update={"baseline_units": 2})},
+    intents={"faq": Policy().intents["faq"].model_copy(update={"downgrade_to": None})},
+    timetable=None,
+    capacity=CapacityPolicy(poll_interval=timedelta(seconds=0.1), drain=timedelta(seconds=0.1)),
+    health=HealthPolicy(interval=timedelta(hours=5)),
+)
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+
+
+@pytest.fixture
+def aws(tmp_path: Path) -> Iterator[Account]:
+    server = AwsServer(tmp_path).start()
+    account = Account(server.endpoint)
+    account.control("POST", "bedrock", {"provisioning_lag_seconds": 0.1})
+    yield account
+    server.kill()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[TemporalServer]:
+    """One of its own: schedules, capacity and incidents have one name in a namespace."""
+    server = TemporalServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+@dataclass
+class Stack:
+    """A worker as it runs in earnest, and hands on everything around it."""
+
+    client: Client
+    redis: redis.Redis
+    aws: Account
+    pages: Path
+    worker: Callable[[], Worker]
+
+    async def check(self) -> HealthReport:
+        """One check, by the schedule."""
+        handle = self.client.get_schedule_handle(HEALTH_SCHEDULE)
+        before = len((await handle.describe()).info.recent_actions)
+        await handle.trigger(overlap=ScheduleOverlapPolicy.BUFFER_ONE)
+        await until(lambda: self._ran(before))
+        run: Any = (await handle.describe()).info.recent_actions[-1].action
+        return await self.client.get_workflow_handle(run.workflow_id, result_type=HealthReport).result()
+
+    async def _ran(self, before: int) -> bool:
+        described = await self.client.get_schedule_handle(HEALTH_SCHEDULE).describe()
+        return len(described.info.recent_actions) > before
+
+    async def incident(self, key: str) -> IncidentRecord:
+        handle = self.client.get_workflow_handle(incident_id(key))
+        record: IncidentRecord = await handle.query(RECORD, result_type=IncidentRecord)
+        return record
+
+    def buy(self, model_id: str, units: int, name: str, *, ours: bool) -> str:
+        tags = [{"key": MANAGED_BY_TAG, "value": MANAGED_BY}] if ours else []
+        answer = self.aws.client("bedrock").create_provisioned_model_throughput(
+            modelId=model_id, modelUnits=units, provisionedModelName=name, tags=tags
+        )
+        arn: str = answer["provisionedModelArn"]
+        return arn
+
+    def heartbeats(self) -> float:
+        now = datetime.now(UTC)
+        answer = self.aws.client("cloudwatch").get_metric_statistics(
+            Namespace="MangaAssist",
+            MetricName="ControlPlaneHeartbeat",
+            StartTime=now - timedelta(minutes=10),
+            EndTime=now + timedelta(minutes=1),
+            Period=60,
+            Statistics=["Sum"],
+        )
+        return sum(point["Sum"] for point in answer["Datapoints"])
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    give_up_at = time.monotonic() + 40
+    while not await condition():
+        assert time.monotonic() < give_up_at, "it never came true"
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def stack(tmp_path: Path, aws: Account, server: TemporalServer, valkey: ValkeyServer) -> AsyncIterator[Stack]:
+    policy_file = tmp_path / "policy.yaml"
+    policy_file.write_text(json.dumps(POLICY.model_dump(mode="json")))
+    settings = Settings(
+        temporal_address=server.address,
+        redis_url=valkey.url,
+        aws_endpoint_url=aws.endpoint_url,
+        policy_file=policy_file,
+        state_dir=tmp_path / "state",
+        event_table="events",
+        task_queue="health",
+    )
+    client = await connect(settings)
+    with connect_redis(valkey.url) as connection, ThreadPoolExecutor(50) as threads:
+        connection.flushall()
+        tools = activities(settings, AwsClients(settings), Ledger(connection), Routes(connection))
+
+        def worker() -> Worker:
+            return Worker(
+                client,
+                task_queue=settings.task_queue,
+                workflows=WORKFLOWS,
+                activities=tools,
+                activity_executor=threads,
+                max_concurrent_activities=50,
+            )
+
+        stack = Stack(client, connection, aws, tmp_path / "state" / "pages.jsonl", worker)
+        stack.buy(SONNET.provisioned_model_id, 2, "base", ours=False)
+        aws.control("POST", "settle")
+        async with worker():
+            await start_capacity(client, "sonnet", settings.task_queue)
+            await ensure_schedules(
+                client, schedules(PolicySnapshot(policy=POLICY, clock=RehearsalClock())), settings.task_queue
+            )
+            await until(lambda: _routed(connection))
+            yield stack
+
+
+async def _routed(connection: redis.Redis) -> bool:
+    return bool(connection.hlen(keys.ROUTES)) and bool(Routes(connection).read_all()["sonnet"].routes)
+
+
+def ids(report: HealthReport) -> set[str]:
+    return {finding.finding_id for finding in report.open}
+
+
+async def test_what_is_broken_is_found_mended_or_told_once(stack: Stack) -> None:
+    report = await stack.check()
+    assert report.findings == (), report
+    assert stack.heartbeats() == 1
+
+    # Lost routes and a writer that somebody terminated are mended; an orphan and a paused schedule are for people.
+    stack.redis.delete(keys.ROUTES)
+    await stack.client.get_workflow_handle(capacity_id("sonnet")).terminate("by mistake")
+    orphan = stack.buy(HAIKU.provisioned_model_id, 1, "runbooks-haiku-left", ours=True)
+    stack.aws.control("POST", "settle")
+    schedule = stack.client.get_schedule_handle(HEALTH_SCHEDULE)
+    await schedule.pause(note="freeze until Monday")
+
+    report = await stack.check()
+    found = {finding.finding_id: finding for finding in report.findings}
+    assert found.keys() == {
+        "capacity-writer:sonnet",
+        "routes-missing:sonnet",
+        "orphan:runbooks-haiku-left",
+        f"schedule-paused:{HEALTH_SCHEDULE}",
+    }
+    assert ids(report) == {"orphan:runbooks-haiku-left", f"schedule-paused:{HEALTH_SCHEDULE}"}
+    assert orphan in found["orphan:runbooks-haiku-left"].do
+    assert "freeze until Monday" in found[f"schedule-paused:{HEALTH_SCHEDULE}"].what
+    await until(lambda: _routed(stack.redis))
+    orphans, paused = "capacity-health:orphans", "control-health:schedules"
+    assert {finding.incident for finding in report.open} == {orphans, paused}
+    assert (await stack.incident(orphans)).alarm_times == 1
+
+    # What stands is told once; what was mended is gone.
+    report = await stack.check()
+    assert ids(report) == {"orphan:runbooks-haiku-left", f"schedule-paused:{HEALTH_SCHEDULE}"}
+    assert not report.to_tell
+    assert (await stack.incident(orphans)).alarm_times == 1
+    texts = [json.loads(line)["text"] for line in stack.pages.read_text().splitlines()]
+    assert len(texts) == 2
+    assert all(text.startswith("health check: ") for text in texts)
+
+    # While Bedrock denies everything, nothing about the fleet is over and nothing new is claimed.
+    stack.aws.control("POST", "faults", {"service": "bedrock", "operation": None, "kind": "access_denied"})
+    await schedule.unpause()
+    report = await stack.check()
+    assert ids(report) == {"orphan:runbooks-haiku-left", "unread:bedrock"}
+    assert Area.CAPACITY not in report.checked
+    unread = next(finding for finding in report.open if finding.finding_id == "unread:bedrock")
+    assert "bedrock:ListProvisionedModelThroughputs" in unread.what
+    assert unread.incident is None  # at the next check, if it still stands
+    assert not (await stack.incident(paused)).alarm_on
+
+    stack.aws.control("DELETE", "faults")
+    stack.aws.client("bedrock").delete_provisioned_model_throughput(provisionedModelId=orphan)
+    report = await stack.check()
+    assert report.findings == (), report
+    assert not (await stack.incident(orphans)).alarm_on
+    assert stack.heartbeats() == 5
