@@ -86,7 +86,8 @@ class Stack:
         await handle.trigger(overlap=ScheduleOverlapPolicy.BUFFER_ONE)
         await until(lambda: self._ran(before))
         run: Any = (await handle.describe()).info.recent_actions[-1].action
-        return await self.client.get_workflow_handle(run.workflow_id, result_type=HealthReport).result()
+        report: HealthReport = await self.client.get_workflow_handle(run.workflow_id, result_type=HealthReport).result()
+        return report
 
     async def _ran(self, before: int) -> bool:
         described = await self.client.get_schedule_handle(HEALTH_SCHEDULE).describe()
@@ -115,7 +116,7 @@ class Stack:
             Period=60,
             Statistics=["Sum"],
         )
-        return sum(point["Sum"] for point in answer["Datapoints"])
+        return float(sum(point["Sum"] for point in answer["Datapoints"]))
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
