@@ -2,13 +2,24 @@
 
 The row says what was planned and what pre-provisioning did about it; the decision tree asks it both. Times are
 business time. The table's only key is the string `event_id`; it is small and read by Scan.
+
+Rows come from people, files and feeds. What people give is checked here field by field, before it becomes a row;
+what stands in the table is checked again before anything is provisioned for it.
 """
 
-from datetime import timedelta
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from domain.clock import known_zone
+from domain.policy import Policy
 
 EVENT_TABLE_KEY = "event_id"
 """The table's partition key, a string; there is no sort key."""
@@ -64,6 +75,12 @@ class CalendarEvent(BaseModel):
         """Whether it is provisioned for."""
         return self.status is EventStatus.ACCEPTED and not self.source.startswith(INCIDENT_SOURCES)
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes when what is planned does."""
+        planned = (self.type, self.starts_at.astimezone(UTC), self.multiplier, sorted(self.models), self.lead_time)
+        return sha256(repr(planned).encode()).hexdigest()[:16]
+
     def to_item(self) -> dict[str, Any]:
         """The row as DynamoDB's low-level API takes it (`{"S": ...}`)."""
         times = {
@@ -100,6 +117,177 @@ class CalendarEvent(BaseModel):
                 first = error.errors()[0]
                 why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
             raise CalendarRowError(f"calendar row {item.get('event_id', {}).get('S')!r}: {why}") from error
+
+
+class EntryError(ValueError):
+    """Something given for an entry that is not allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field}: {value!r} is not allowed: {allowed}")
+
+
+FIELDS = ("event_id", "type", "start", "zone", "multiplier", "models", "lead_time", "source")
+"""What people give for an entry, by name; in CSV files the columns."""
+_NAME = re.compile(r"[\w.:@+-]{1,150}", re.ASCII)
+_DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,4})m)?", re.ASCII)
+
+
+def duration_of(text: str) -> timedelta:
+    """`45m`, `2h` or `1h30m` as a duration.
+
+    Raises:
+        ValueError: anything else, or nothing.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    hours, minutes = (int(group or 0) for group in match.groups()) if match else (0, 0)
+    if not hours and not minutes:
+        raise ValueError("give hours and minutes like 45m, 2h or 1h30m, more than 0")
+    return timedelta(hours=hours, minutes=minutes)
+
+
+def duration_text(duration: timedelta) -> str:
+    """As `duration_of` reads it; less than a minute is left out."""
+    hours, minutes = divmod(int(duration / timedelta(minutes=1)), 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or not hours else "")
+
+
+def entry(given: Mapping[str, str], *, policy: Policy, now: datetime, asked_by: str) -> CalendarEvent:
+    """A new event from what people give; what may be left out is the event type's or the policy's.
+
+    Args:
+        given: by the names of `FIELDS`; empty texts count as left out.
+        policy: as it is written, durations not divided by a rehearsal's speed.
+        now: business time.
+        asked_by: person or team.
+
+    Raises:
+        EntryError: a field is missing or not allowed.
+    """
+    fields = {name: text.strip() for name, text in given.items() if text.strip()}
+    for name in fields:
+        if name not in FIELDS:
+            raise EntryError(name, given[name], f"there is no such field; there are {', '.join(FIELDS)}")
+    kind_name = fields.get("type", "")
+    kind = policy.calendar.event_types.get(kind_name)
+    if kind is None:
+        known = sorted(policy.calendar.event_types)
+        near = get_close_matches(kind_name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)} (calendar.event_types)"
+        raise EntryError("type", kind_name, hint)
+    starts_at = moment_of(fields.get("start", ""), fields.get("zone"))
+    if starts_at <= now:
+        said = f"it must be later than {now.astimezone(starts_at.tzinfo).isoformat(timespec='minutes')}, which is now"
+        raise EntryError("start", fields["start"], said)
+    event_id = fields.get("event_id", f"{kind_name}-{starts_at:%Y-%m-%dT%H%M}")
+    if not _NAME.fullmatch(event_id):
+        raise EntryError("event_id", event_id[:200], "1 to 150 letters, digits and . : @ + - _ are allowed")
+    multiplier = kind.multiplier
+    if "multiplier" in fields:
+        try:
+            multiplier = float(fields["multiplier"].removesuffix("x"))
+        except ValueError:
+            raise EntryError("multiplier", fields["multiplier"], "give a number like 4") from None
+    lead_time = kind.lead_time
+    if "lead_time" in fields:
+        try:
+            lead_time = duration_of(fields["lead_time"])
+        except ValueError as error:
+            raise EntryError("lead_time", fields["lead_time"], str(error)) from None
+    models = tuple(dict.fromkeys(name.strip() for name in fields.get("models", "").split(",") if name.strip()))
+    source = fields.get("source", f"by hand, {asked_by}")
+    if len(source) > 500 or source.startswith(INCIDENT_SOURCES):
+        raise EntryError("source", source[:80], f"at most 500 characters, and not begun with {INCIDENT_SOURCES!r}")
+    event = CalendarEvent(
+        event_id=event_id,
+        type=kind_name,
+        starts_at=starts_at,
+        multiplier=multiplier if multiplier > 0 else 1,
+        models=models or tuple(name for name in policy.models if name in policy.forecast.tokens_per_second),
+        lead_time=lead_time,
+        source=source,
+        asked_by=asked_by,
+    )
+    check_planned(event, policy, multiplier)
+    return event
+
+
+def check_planned(event: CalendarEvent, policy: Policy, multiplier: float | None = None) -> None:
+    """Whether what a row plans is within the policy, whoever wrote it.
+
+    Args:
+        event: the row.
+        policy: as it is written, durations not divided by a rehearsal's speed.
+        multiplier: as it was given, where a row could not even have it.
+
+    Raises:
+        EntryError: the first field that is not.
+    """
+    calendar = policy.calendar
+    if event.type not in calendar.event_types:
+        raise EntryError("type", event.type, f"there are {', '.join(sorted(calendar.event_types))}")
+    multiplier = event.multiplier if multiplier is None else multiplier
+    if not calendar.min_multiplier <= multiplier <= calendar.max_multiplier:
+        bounds = f"from {calendar.min_multiplier:g} (calendar.min_multiplier) to {calendar.max_multiplier:g} (max_)"
+        raise EntryError("multiplier", multiplier, bounds)
+    if not calendar.verify_margin <= event.lead_time <= calendar.max_lead_time:
+        least, most = duration_text(calendar.verify_margin), duration_text(calendar.max_lead_time)
+        bounds = f"from {least} (calendar.verify_margin) to {most} (calendar.max_lead_time)"
+        raise EntryError("lead_time", duration_text(event.lead_time), bounds)
+    for name in event.models:
+        model = policy.models.get(name)
+        if model is None:
+            raise EntryError("models", name, f"there are {', '.join(sorted(policy.models))}")
+        if name not in policy.forecast.tokens_per_second:
+            raise EntryError("models", name, "the policy has no load to expect on it (forecast.tokens_per_second)")
+        if model.most_units == 0:
+            limit = "ceiling_units" if model.ceiling_units == 0 else "quota_units"
+            raise EntryError("models", name, f"it can have no provisioned units: models.{name}.{limit} is 0")
+
+
+def moment_of(start: str, zone: str | None) -> datetime:
+    """A start as people give it: ISO 8601, with its offset or with a zone of the IANA database.
+
+    Raises:
+        EntryError: no such moment, no zone at all, or an hour that the zone's clocks skip or show twice.
+    """
+    try:
+        moment = datetime.fromisoformat(start)
+    except ValueError:
+        raise EntryError("start", start, "give date and time like 2026-11-30T00:00") from None
+    if zone is None:
+        if moment.tzinfo is None:
+            allowed = "it has no zone: give one by name (Asia/Tokyo) or the offset (2026-11-30T00:00+09:00)"
+            raise EntryError("start", start, allowed)
+        return moment
+    try:
+        known_zone(zone)
+    except ValueError as error:
+        raise EntryError("zone", zone, str(error)) from None
+    return in_zone(moment.replace(tzinfo=None), ZoneInfo(zone), moment.utcoffset(), start)
+
+
+def in_zone(local: datetime, zone: ZoneInfo, offset: timedelta | None, start: str) -> datetime:
+    """The moment at which the zone's clocks show `local`; `offset`, if given, must be one they have then.
+
+    Raises:
+        EntryError: the clocks skip it, show it twice, or have another offset.
+    """
+    both = [local.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
+    shown = {at.utcoffset(): at for at in both if at.astimezone(UTC).astimezone(zone).replace(tzinfo=None) == local}
+    if not shown:
+        raise EntryError("start", start, f"the clocks of {zone.key} skip it; give a time that they show")
+    offsets = " or ".join(f"{at:%z}"[:3] + ":" + f"{at:%z}"[3:5] for at in shown.values())
+    if offset is not None:
+        if offset not in shown:
+            raise EntryError("start", start, f"its offset is not that of {zone.key} then, which is {offsets}")
+        return shown[offset]
+    if len(shown) > 1:
+        allowed = f"the clocks of {zone.key} show it twice; say which by its offset, {offsets}"
+        raise EntryError("start", start, allowed)
+    return next(iter(shown.values()))
 
 
 def _plain(value: dict[str, Any]) -> Any:

@@ -27,6 +27,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from domain.calendar import duration_of
 from domain.incident import IncidentRecord
 from domain.messages import INCIDENT_WORKFLOW, OVERRIDE_WORKFLOW, RECORD, PersonRequest, UpdateResult, incident_id
 from domain.override import OverrideRecord
@@ -41,7 +42,6 @@ QUERY_TIMEOUT = timedelta(seconds=5)
 LIST_QUERY_TIMEOUT = timedelta(seconds=2)
 UPDATE_TIMEOUT = timedelta(seconds=20)
 
-_DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,4})m)?", re.ASCII)
 _NO_WORKER_STATUSES = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION)
 
 
@@ -102,13 +102,10 @@ def parse_duration(text: str) -> timedelta:
     Raises:
         OpsError: anything else, or nothing.
     """
-    match = _DURATION.fullmatch(text.strip())
-    hours, minutes = (int(group or 0) for group in match.groups()) if match else (0, 0)
-    if not hours and not minutes:
-        raise OpsError(
-            f"{text!r} is no duration.", "Give hours and minutes like 45m, 2h or 1h30m, more than 0.", ExitCode.USAGE
-        )
-    return timedelta(hours=hours, minutes=minutes)
+    try:
+        return duration_of(text)
+    except ValueError as error:
+        raise OpsError(f"{text!r} is no duration.", f"{str(error).capitalize()}.", ExitCode.USAGE) from None
 
 
 def parse_incident(text: str) -> str:

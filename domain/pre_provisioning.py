@@ -1,0 +1,524 @@
+"""Pre-provisioning for calendar events (scenario 1): sizes, times, what may go wrong, and the messages about it. Pure.
+
+Moments here are real time, which is business time unless rehearsed; the calendar's own rows are business time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from enum import StrEnum
+from hashlib import sha256
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from domain.calendar import CalendarEvent, EntryError, check_planned
+from domain.capacity import Demand, DemandKind, DemandOutcome
+from domain.clock import RehearsalClock, compress
+from domain.forecast import NoForecast, peak
+from domain.incident import Decision, TimelineEntry, span, utc
+from domain.load import units_for
+from domain.messages import LoadQuery, Message, Page, PolicySnapshot
+from domain.policy import Policy
+
+EVENT_WORKFLOW = "EventPreProvisioningWorkflow"
+CALENDAR_SYNC_WORKFLOW = "CalendarSyncWorkflow"
+CALENDAR_SCHEDULE = "calendar-sync"
+
+EVENT_CHANGED = "event_changed"
+"""Signal, argument CalendarEvent: the row as it is now."""
+EVENT_REMOVED = "event_removed"
+"""Signal, argument EventRemoved: nothing is to be provisioned for it any more."""
+ENTRY_MEMO = "entry"
+"""Memo of an event's workflow: the fingerprint of the row that it follows."""
+
+
+def event_workflow_id(event_id: str) -> str:
+    """The workflow id of one calendar event; also its demands' id and who asks for them."""
+    return f"event-{event_id}"
+
+
+# ---------------------------------------------------------------- times
+
+
+class EventTimes(BaseModel):
+    """When what happens, in real time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    preflight_at: AwareDatetime
+    buy_at: AwareDatetime
+    """Buying begins: the units' provisioning is triggered."""
+    needed_at: AwareDatetime
+    """Lead time ahead of the start: from here on they should be in service."""
+    verify_by: AwareDatetime
+    """In service by then is in time; later is late."""
+    starts_at: AwareDatetime
+    ends_at: AwareDatetime
+    """The units are released."""
+
+
+def times_of(event: CalendarEvent, policy: Policy, clock: RehearsalClock) -> EventTimes:
+    """The event's times. `policy`: as a snapshot has it, durations divided by the clock's speed."""
+    starts_at = clock.real(event.starts_at)
+    needed_at = starts_at - event.lead_time / clock.speed
+    return EventTimes(
+        preflight_at=min(starts_at - policy.calendar.preflight_ahead, needed_at - policy.capacity.provisioning_lead),
+        buy_at=needed_at - policy.capacity.provisioning_lead,
+        needed_at=needed_at,
+        verify_by=starts_at - policy.calendar.verify_margin,
+        starts_at=starts_at,
+        ends_at=starts_at + policy.calendar.event_types[event.type].lasts,
+    )
+
+
+# ---------------------------------------------------------------- sizes
+
+
+class EventSize(BaseModel):
+    """What one model needs for the event."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    forecast_tokens_per_second: float
+    """On an ordinary day, in the event's busiest hour."""
+    tokens_per_second: float
+    """With the event's multiplier."""
+    needed_units: int
+    units: int
+    """What may be had of them: within floor, ceiling and quota."""
+    arithmetic: str
+
+    @property
+    def feasible(self) -> bool:
+        """Whether all of it may be had."""
+        return self.units >= self.needed_units
+
+
+class EventPlan(BaseModel):
+    """When and how much, and what stands against it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    times: EventTimes
+    sizes: tuple[EventSize, ...]
+    findings: tuple[str, ...]
+    """What a person should mend before the event, each with what to do; empty: nothing."""
+    notes: tuple[str, ...]
+    """What is worth knowing."""
+    demands: tuple[Demand, ...]
+
+
+class PlanEvent(Message):
+    """Asks for the plan of an event."""
+
+    event: CalendarEvent
+    snapshot: PolicySnapshot
+    now: AwareDatetime
+    others: tuple[Demand, ...] = ()
+    """Every demand that the capacity workflows of its models hold."""
+
+
+def plan_event(request: PlanEvent) -> EventPlan:
+    """Sizes, times and demands of one event, and what stands against it.
+
+    Raises:
+        EntryError, NoForecast: the row is not within the policy.
+    """
+    event, policy, clock = request.event, request.snapshot.policy, request.snapshot.clock
+    check_planned(event, uncompressed(request.snapshot))
+    times = times_of(event, policy, clock)
+    sizes = tuple(size_of(event, model, policy, clock) for model in event.models)
+    demands = tuple(_demand(event, size, times) for size in sizes if size.needed_units and times.ends_at > request.now)
+    notes = [size.arithmetic for size in sizes]
+    notes += [_cost(size, times, policy, clock) for size in sizes]
+    for demand in demands:
+        notes += overlaps(demand, request.others)
+    return EventPlan(
+        times=times,
+        sizes=sizes,
+        findings=tuple(_infeasible(event, size, policy) for size in sizes if not size.feasible),
+        notes=tuple(notes),
+        demands=demands,
+    )
+
+
+def uncompressed(snapshot: PolicySnapshot) -> Policy:
+    """The snapshot's policy with business durations as they are written."""
+    return compress(snapshot.policy, 1 / snapshot.clock.speed)
+
+
+def size_of(event: CalendarEvent, model: str, policy: Policy, clock: RehearsalClock) -> EventSize:
+    """Units of one model: ceil(multiplier * forecast / tokens/s per unit / planned target utilisation).
+
+    Raises:
+        NoForecast: the policy has no load to expect on it.
+    """
+    spec, target = policy.models[model], policy.capacity.planned_target_utilisation
+    lasts = clock.business_duration(policy.calendar.event_types[event.type].lasts)
+    forecast = peak(policy.forecast, model, event.starts_at, event.starts_at + lasts)
+    load = event.multiplier * forecast
+    needed = units_for(load, spec, target)
+    units = spec.clamped(needed)
+    limited = f", limited to {units} by floor, ceiling or quota" if units != needed else ""
+    return EventSize(
+        model=model,
+        forecast_tokens_per_second=forecast,
+        tokens_per_second=load,
+        needed_units=needed,
+        units=units,
+        arithmetic=(
+            f"{model}: {event.multiplier:g} × {forecast:,.0f} tokens/s ÷ {spec.tokens_per_second_per_unit:,.0f} per "
+            f"unit ÷ {target:g} = {needed} units{limited}"
+        ),
+    )
+
+
+def _demand(event: CalendarEvent, size: EventSize, times: EventTimes) -> Demand:
+    return Demand(
+        demand_id=event_workflow_id(event.event_id),
+        model=size.model,
+        kind=DemandKind.EVENT,
+        units=size.needed_units,
+        start=times.needed_at,
+        end=times.ends_at,
+        reason=f"{event.type}, {event.multiplier:g}x from {event.starts_at.isoformat(timespec='minutes')}",
+        asked_by=event_workflow_id(event.event_id),
+    )
+
+
+def _infeasible(event: CalendarEvent, size: EventSize, policy: Policy) -> str:
+    spec = policy.models[size.model]
+    limits = [f"models.{size.model}.ceiling_units is {spec.ceiling_units}"]
+    if spec.quota_units is not None:
+        limits.append(f"quota_units is {spec.quota_units}")
+    carried = size.units * spec.tokens_per_second_per_unit
+    times = carried / size.forecast_tokens_per_second
+    return (
+        f"{event.multiplier:g}x needs {size.needed_units} units of {size.model}, and {size.units} may be had "
+        f"({', '.join(limits)}): they carry {carried:,.0f} of {size.tokens_per_second:,.0f} tokens/s, {times:.1f}x. "
+        "Raise the limit (AWS Support grants model units), lower the multiplier, or accept that calls overflow"
+    )
+
+
+def _cost(size: EventSize, times: EventTimes, policy: Policy, clock: RehearsalClock) -> str:
+    hours = clock.business_duration(times.ends_at - times.buy_at) / timedelta(hours=1)
+    price = policy.models[size.model].usd_per_unit_hour
+    usd = f", {size.units * hours * price:,.0f} USD" if price else ""
+    return (
+        f"{size.model}: {size.units} units for {hours:g} h are {size.units * hours:,.0f} unit-hours{usd}, less what "
+        "stands there anyway"
+    )
+
+
+def overlaps(own: Demand, others: Iterable[Demand]) -> list[str]:
+    """Of events at the same time the larger demand counts; says which, for each other event."""
+    return [
+        f"{own.model}: {other.asked_by} wants {other.units} units from {utc(other.start)} to {utc(other.end)}, at the "
+        f"same time as our {own.units}: {_winner(own, other)} counts, they do not add"
+        for other in sorted(others, key=lambda x: (x.start, x.demand_id))
+        if other.kind is DemandKind.EVENT
+        and (other.demand_id, other.model) != (own.demand_id, own.model)
+        and other.model == own.model
+        and other.start < own.end
+        and own.start < other.end
+    ]
+
+
+def _winner(own: Demand, other: Demand) -> str:
+    if own.units == other.units:
+        return "either"
+    return "ours, the larger," if own.units > other.units else f"{other.asked_by}, the larger,"
+
+
+# ---------------------------------------------------------------- the record
+
+
+class EventPhase(StrEnum):
+    """Where an event stands."""
+
+    WAITING = "waiting"
+    """For the preflight."""
+    SCHEDULED = "scheduled"
+    """Checked; the demand stands with its dates."""
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    """In service, ahead of the start."""
+    RUNNING = "running"
+    """The event is on."""
+    RELEASING = "releasing"
+    DONE = "done"
+    WITHDRAWN = "withdrawn"
+
+
+class WatchedModel(BaseModel):
+    """What the event did to one model."""
+
+    peak_tokens_per_second: float = 0
+    """Sent to it."""
+    capacity_tokens_per_second: float = 0
+    """At that moment."""
+    throttles: float = 0
+
+
+class EventRecord(BaseModel):
+    """Everything about one event's pre-provisioning: what the query, the UI and the report show."""
+
+    event_id: str
+    run_id: str
+    event: CalendarEvent
+    phase: EventPhase = EventPhase.WAITING
+    times: EventTimes | None = None
+    sizes: list[EventSize] = []
+    findings: list[str] = []
+    """What stood against it at the last check."""
+    notes: list[str] = []
+    outcomes: dict[str, DemandOutcome] = {}
+    """By model, the latest of its capacity workflow."""
+    triggered_at: AwareDatetime | None = None
+    in_service_at: AwareDatetime | None = None
+    """When all of it was seen in service and routed first."""
+    in_time: bool | None = None
+    """In service at `verify_by`; None: not judged yet."""
+    watched: dict[str, WatchedModel] = {}
+    released_at: AwareDatetime | None = None
+    """When the fleet was seen back at what others want."""
+    waiting_for: str = ""
+    next_step: str = ""
+    next_at: AwareDatetime | None = None
+    timeline: list[TimelineEntry] = []
+    decisions: list[Decision] = []
+    outcome: str = ""
+    """How it ended, in a sentence."""
+    ended_at: AwareDatetime | None = None
+    report_path: str | None = None
+
+
+def event_details(record: EventRecord) -> str:
+    """The event at this moment, as Markdown for the Temporal UI."""
+    event, times = record.event, record.times
+    lines = [
+        f"# {record.phase.upper()}: {event.type}, {event.multiplier:g}x",
+        "",
+        f"**Starts** {event.starts_at.isoformat(timespec='minutes')}"
+        + (f" ({utc(times.starts_at)}); released at {utc(times.ends_at)}" if times else ""),
+        "",
+        f"**Waiting for**: {record.waiting_for or 'nothing'}"
+        + (f". **Next**: {record.next_step}" if record.next_step else "")
+        + (f" at {utc(record.next_at)}" if record.next_at else ""),
+    ]
+    lines += ["", "**Needs a person**:", *(f"- {text}" for text in record.findings)] if record.findings else []
+    lines += ["", *(f"- {text}" for text in record.notes)]
+    lines += [f"- {model}: {outcome.status}, {outcome.detail}" for model, outcome in record.outcomes.items()]
+    if record.timeline:
+        lines += ["", *(f"- {utc(line.at)} {line.text}" for line in record.timeline[-10:])]
+    return "\n".join(lines)
+
+
+def how_in_time(record: EventRecord) -> str:
+    """Whether the units were there in time, in words."""
+    times = record.times
+    if record.in_time is None or times is None:
+        return "not judged"
+    if record.in_service_at is None:
+        return "never all in service before the event ended"
+    ahead = times.starts_at - record.in_service_at
+    margin = span(times.starts_at - times.verify_by)
+    if ahead < timedelta(0):
+        return f"in service {span(ahead)} after the start"
+    return f"in service {span(ahead)} before the start; {margin} is the margin"
+
+
+# ---------------------------------------------------------------- messages
+
+
+class EventInput(Message):
+    """Starts the pre-provisioning of one event."""
+
+    event: CalendarEvent
+
+
+class EventRemoved(Message):
+    """The entry is gone, or counts no more."""
+
+    reason: str
+
+
+class AwaitDemand(Message):
+    """Wait until a demand's units are in service and routed (`lost`: until they are no longer), or give up."""
+
+    model: str
+    demand_id: str
+    known: str = ""
+    """A failure that was told already: another one ends the wait."""
+    lost: bool = False
+    poll_interval: timedelta
+    give_up_after: timedelta
+
+
+class AwaitRelease(Message):
+    """Wait until a model has no more units than its remaining demands want, or give up."""
+
+    model: str
+    demand_id: str
+    poll_interval: timedelta
+    give_up_after: timedelta
+
+
+class Released(Message):
+    """How the wait for the release ended."""
+
+    done: bool
+    detail: str
+
+
+class WatchEvent(Message):
+    """Watch the models during the event."""
+
+    load: LoadQuery
+    poll_interval: timedelta
+    lasts: timedelta
+
+
+class WatchedEvent(Message):
+    """What the watch saw."""
+
+    models: dict[str, WatchedModel]
+    unread: str = ""
+    """Why the last look failed; empty: it did not."""
+
+
+class MarkEvent(Message):
+    """What pre-provisioning writes into the event's row, as it stands now. Times are business time."""
+
+    event_id: str
+    starts_at: AwareDatetime
+    """Only into the row that still says so."""
+    units: dict[str, int]
+    triggered_at: AwareDatetime
+    completed_at: AwareDatetime | None
+
+
+class EventReportInput(Message):
+    """Asks for the report of an event as its record stands."""
+
+    record: EventRecord
+    snapshot: PolicySnapshot
+
+
+# ---------------------------------------------------------------- the sync
+
+
+class CalendarTable(Message):
+    """The table as read."""
+
+    events: list[CalendarEvent]
+    broken: dict[str, str]
+    """Rows that are no events: id to what is wrong with them."""
+
+
+class RunningEvent(Message):
+    """An event's workflow that runs."""
+
+    event_id: str
+    fingerprint: str
+    """Of the row that it follows; empty: not known yet."""
+
+
+class PlanCalendar(Message):
+    """Asks what the table as it is means for the workflows that run."""
+
+    table: CalendarTable
+    running: list[RunningEvent]
+    snapshot: PolicySnapshot
+    now: AwareDatetime
+
+
+class CalendarPlan(Message):
+    """What the sync does."""
+
+    tell: list[CalendarEvent]
+    """Workflows to start, or to tell of a change."""
+    remove: dict[str, str]
+    """Event id to why its workflow is to end."""
+    pages: list[Page]
+    """What a person should look at; each is paged once, however often it is planned."""
+    summary: str
+
+
+def plan_calendar(request: PlanCalendar) -> CalendarPlan:
+    """Which events are to be followed, moved or given up.
+
+    An event that was provisioned for already (its row says when, and that is no earlier than it should be) is left
+    alone, also where no workflow of ours did it. One that has begun is too late to provision for: an incident buys on
+    evidence then. A row that cannot be read keeps the workflow that follows it.
+    """
+    policy, clock = request.snapshot.policy, request.snapshot.clock
+    running = {event.event_id: event.fingerprint for event in request.running}
+    rows = {event.event_id: event for event in request.table.events}
+    tell: list[CalendarEvent] = []
+    remove = {
+        event_id: "its row is gone from the calendar"
+        for event_id in running
+        if event_id not in rows and event_id not in request.table.broken
+    }
+    pages = [_page(event_id, f"calendar: {why}") for event_id, why in sorted(request.table.broken.items())]
+    for event_id, event in sorted(rows.items()):
+        if not event.counts:
+            if event_id in running:
+                remove[event_id] = f"its row is {event.status}, from {event.source}"
+            continue
+        try:
+            check_planned(event, uncompressed(request.snapshot))
+            times = times_of(event, policy, clock)
+        except (EntryError, NoForecast) as error:
+            pages.append(_page(event_id, f"calendar row {event_id!r}: {error}"))
+            continue
+        if event_id in running:
+            if running[event_id] != event.fingerprint:
+                tell.append(event)
+        elif times.ends_at <= request.now or _provisioned(event, times, clock):
+            continue
+        elif times.starts_at <= request.now:
+            late = span(request.now - times.starts_at)
+            pages.append(_page(event_id, f"{event_id} began {late} ago and was never provisioned for; nothing is now"))
+        else:
+            tell.append(event)
+    return CalendarPlan(
+        tell=tell,
+        remove=remove,
+        pages=pages,
+        summary=_summary(rows, running, tell, remove, pages),
+    )
+
+
+def _provisioned(event: CalendarEvent, times: EventTimes, clock: RehearsalClock) -> bool:
+    triggered = event.provisioning_triggered_at
+    return triggered is not None and clock.real(triggered) >= times.buy_at
+
+
+def _page(event_id: str, text: str) -> Page:
+    digest = sha256(text.encode()).hexdigest()[:12]
+    workflow_id = event_workflow_id(event_id)
+    return Page(page_id=f"calendar-{digest}", incident_id=workflow_id, severity="SEV3", to="on-call", text=text[:1500])
+
+
+def _summary(
+    rows: Mapping[str, CalendarEvent],
+    running: Mapping[str, str],
+    tell: Sequence[CalendarEvent],
+    remove: Mapping[str, str],
+    pages: Sequence[Page],
+) -> str:
+    started = [event.event_id for event in tell if event.event_id not in running]
+    moved = [event.event_id for event in tell if event.event_id in running]
+    parts = [f"{len(rows)} rows, {len(running)} events followed"]
+    parts += [f"started: {', '.join(started)}"] if started else []
+    parts += [f"changed: {', '.join(moved)}"] if moved else []
+    parts += [f"given up: {', '.join(sorted(remove))}"] if remove else []
+    parts += [page.text for page in pages]
+    return "; ".join(parts)
+
+
+def in_service(outcomes: Mapping[str, DemandOutcome], models: Iterable[str]) -> bool:
+    """Whether every one of these models has its units in service and routed."""
+    return all(model in outcomes and outcomes[model].status == "in_service" for model in models)
