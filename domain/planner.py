@@ -30,6 +30,7 @@ def plan(situation: Situation) -> CapacityPlan:
     A baseline is others' to provide: what is bought are the units over it, also while units of the baseline are
     missing. The timetable's units are bought like any other. What nobody wants does not stay.
     Nothing is created over ceiling or quota; nothing committed, not ours, or younger than the minimum hold is deleted.
+    A creation that outlasts the provisioning timeout is replaced where quota allows, and released if it does end.
     Planning again after any step, done or failed, goes on where it stopped.
     """
     now, spec = situation.now, situation.spec
@@ -39,8 +40,10 @@ def plan(situation: Situation) -> CapacityPlan:
     landed = {model.name for model in fleet}
     sending = [order for order in situation.sending if order.name not in landed]
     alive = [model for model in fleet if model.status != "Failed" and model.arn not in situation.leaving]
-    ours = sorted((model for model in alive if _releasable(model, situation)), key=_keep_first)
-    fixed_units = _units(alive) - _units(ours) + _units(sending)
+    late = [model for model in alive if _late(model, situation)]
+    counted = [model for model in alive if model not in late]
+    ours = sorted((model for model in counted if _releasable(model, situation)), key=_keep_first)
+    fixed_units = _units(counted) - _units(ours) + _units(sending)
     base_units = sum(model.units for model in alive if model.committed or not model.ours)
     missing_base = max(0, min(baseline, desired) - base_units) if situation.fleet is not None else 0
     attainable = desired - missing_base
@@ -57,7 +60,8 @@ def plan(situation: Situation) -> CapacityPlan:
         missing = 0
     buy = min(missing, room) if situation.fleet is not None else 0
     surplus = [model for model in ours if model not in kept]
-    staying = [model for model in alive if model not in surplus]
+    staying = [model for model in counted if model not in surplus]
+    surplus += [model for model in late if _releasable(model, situation)]
     enough = sum(model.units for model in staying if model.in_service) >= attainable
     asked = wish.words
 
@@ -87,7 +91,9 @@ def plan(situation: Situation) -> CapacityPlan:
     ends_at = _units(staying) + _units(sending) + buy
     no_base = f"only {base_units} of the baseline's {baseline} units are there; buying them needs a person"
     absent = no_base if missing_base else ""
-    surprise = "" if ends_at == attainable else _why_not(situation, attainable, ends_at, fixed_units, leaving_units)
+    surprise = (
+        "" if ends_at == attainable else _why_not(situation, attainable, ends_at, fixed_units, leaving_units, late)
+    )
     why_not = "; ".join(filter(None, (absent, surprise)))
     in_service = sum(model.units for model in alive if model.in_service)
     return CapacityPlan(
@@ -100,7 +106,7 @@ def plan(situation: Situation) -> CapacityPlan:
         steps=tuple(steps),
         routes=routes,
         outcomes=tuple(
-            _outcome(demand, wish, situation, alive, [*sending, *orders], absent)
+            _outcome(demand, wish, situation, counted, [*sending, *orders], absent)
             for demand in situation.demands
             if demand.end > now
         ),
@@ -166,6 +172,16 @@ def _releasable(model: ProvisionedModel, situation: Situation) -> bool:
     return model.ours and not model.committed and situation.now >= _hold_ends(model, situation)
 
 
+def _late(model: ProvisionedModel, situation: Situation) -> bool:
+    """In creation for so long that it is not waited for any more."""
+    ours = model.ours and not model.committed
+    return ours and model.status == "Creating" and situation.now >= _late_from(model, situation)
+
+
+def _late_from(model: ProvisionedModel, situation: Situation) -> datetime:
+    return model.created_at + situation.policy.provisioning_timeout
+
+
 def _hold_ends(model: ProvisionedModel, situation: Situation) -> datetime:
     return model.created_at + situation.policy.minimum_hold - situation.policy.release_ahead
 
@@ -224,18 +240,27 @@ def _retire(model: ProvisionedModel, situation: Situation, enough: bool, why: st
     """The last steps of a model: at once when `enough` is in service without it."""
     if not model.in_service:
         # Bedrock refuses to delete what is still in creation; one that never ends is tried all the same.
-        stuck = situation.now >= model.created_at + situation.policy.provisioning_timeout
-        return [_step(StepKind.DELETE, model, why, ready=stuck)]
+        return [_step(StepKind.DELETE, model, why, ready=_late(model, situation))]
     withdraw = [_step(StepKind.WITHDRAW, model, why, ready=enough)] if model.arn in situation.routed else []
     drain = _step(StepKind.DRAIN, model, "calls in flight end first", ready=enough and not withdraw)
     return [*withdraw, drain, _step(StepKind.DELETE, model, why, ready=False)]
 
 
-def _why_not(situation: Situation, attainable: int, ends_at: int, fixed_units: int, leaving_units: int) -> str:
+def _why_not(
+    situation: Situation,
+    attainable: int,
+    ends_at: int,
+    fixed_units: int,
+    leaving_units: int,
+    late: Sequence[ProvisionedModel],
+) -> str:
     if situation.fleet is None:
         return "the fleet is not known yet"
     if ends_at < attainable:
-        return f"{attainable - ends_at} units have to wait until {leaving_units} units that are being deleted are gone"
+        parts = [f"{leaving_units} units that are being deleted are gone"] if leaving_units or not late else []
+        overdue = f"{_units(late)} units in creation for over {situation.policy.provisioning_timeout} come or can go"
+        parts += [overdue] if late else []
+        return f"{attainable - ends_at} units have to wait until {' and '.join(parts)}"
     if fixed_units > attainable:
         return f"{fixed_units} units are others', committed, within their minimum hold or just asked for"
     return (
@@ -312,6 +337,7 @@ def _next_change(situation: Situation, alive: Sequence[ProvisionedModel], too_ma
         soon = situation.now + lead + NEXT_WINDOWS
         everyone += demands(situation.timetable, situation.model, situation.clock, situation.now, soon)
     moments = [moment for demand in everyone for moment in (demand.start - lead, demand.end)]
+    moments += [_late_from(model, situation) for model in alive if model.ours and model.status == "Creating"]
     if too_many:
         moments += [_hold_ends(model, situation) for model in alive if model.ours]
     return min((moment for moment in moments if moment > situation.now), default=None)

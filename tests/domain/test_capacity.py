@@ -20,6 +20,7 @@ from domain.policy import CapacityPolicy, ModelPolicy, Policy
 
 NOW = datetime(2026, 11, 23, 15, 5, tzinfo=UTC)
 SONNET = Policy().models["sonnet"]
+YOUNG = timedelta(minutes=10)
 
 
 def spec(*, baseline: int = 15, floor: int = 0, ceiling: int = 30, quota: int | None = None) -> ModelPolicy:
@@ -152,7 +153,9 @@ def test_an_outcome_tells_only_what_was_read() -> None:
     assert first.detail == (
         "15 of 20 units in service; 15 of them get calls once their routes are published; 5 more being asked of AWS"
     )
-    later = plan(situation([BASE, model(5, "b", status="Creating")], [demand(20)], routed=["arn:base"])).outcomes[0]
+    later = plan(
+        situation([BASE, model(5, "b", status="Creating", age=YOUNG)], [demand(20)], routed=["arn:base"])
+    ).outcomes[0]
     assert later.detail == "15 of 20 units in service; 5 more accepted by AWS and on the way"
 
 
@@ -170,6 +173,27 @@ def test_nothing_is_done_while_the_fleet_is_unknown() -> None:
     assert result.steps == ()
     assert result.outcomes[0].status == "failed"
     assert "AWS did not answer" in result.outcomes[0].detail
+
+
+def test_a_creation_that_does_not_end_is_replaced_and_released() -> None:
+    timeout = CapacityPolicy().provisioning_timeout
+    young = model(5, "slow", status="Creating", age=YOUNG)
+    before = plan(situation([BASE, young], [demand(20)]))
+    assert [step.kind for step in before.steps if step.name == "slow"] == [StepKind.AWAIT]
+    assert before.next_change_at == young.created_at + timeout
+    slow = model(5, "slow", status="Creating", age=timedelta(hours=1))
+    after = plan(situation([BASE, slow], [demand(20)], routed=["arn:base"]))
+    ready = [(step.kind, step.name == "slow", step.units) for step in after.steps if step.ready]
+    assert ready == [(StepKind.CREATE, False, 5), (StepKind.AWAIT, True, 5), (StepKind.DELETE, True, 5)]
+    assert (after.ends_at_units, after.why_not) == (20, "")
+
+
+def test_a_creation_that_does_not_end_and_fills_the_quota_is_named() -> None:
+    slow = model(5, "slow", status="Creating", age=timedelta(hours=1))
+    result = plan(situation([BASE, slow], [demand(20)], spec=spec(quota=20)))
+    assert not [step for step in result.steps if step.kind is StepKind.CREATE]
+    assert result.ends_at_units == 15
+    assert result.why_not == "5 units have to wait until 5 units in creation for over 0:30:00 come or can go"
 
 
 def test_a_young_model_is_kept_for_its_minimum_hold() -> None:
@@ -200,6 +224,7 @@ class World:
                 list(self.fleet.values()),
                 self.demands,
                 spec=self.spec,
+                policy=CapacityPolicy(minimum_hold=timedelta(0)),
                 unanswered=self.unanswered,
                 routed=self.routed,
                 next_sequence=self.sequence,
@@ -230,7 +255,7 @@ class World:
         if order.token not in self.tokens:
             self.tokens[order.token] = order.name
             status = "Failed" if fault == "failed" else "Creating"
-            self.fleet[f"arn:{order.name}"] = model(order.units, order.name, status=status)
+            self.fleet[f"arn:{order.name}"] = model(order.units, order.name, status=status, age=YOUNG)
         if fault == "answer lost":
             self.unanswered.append(order)
 
@@ -260,11 +285,12 @@ class World:
 
 FAULTS = ["none", "refused", "unanswered and not done", "answer lost", "failed"]
 models = st.builds(
-    lambda units, status, ours, committed: (units, status, ours, committed),
+    lambda units, status, ours, committed, age: (units, status, ours, committed, age),
     st.integers(1, 15),
     st.sampled_from(["InService", "Creating", "Failed", "Updating"]),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([YOUNG, timedelta(hours=1)]),
 )
 
 
@@ -273,8 +299,8 @@ def worlds(draw: st.DrawFn) -> World:
     ceiling = draw(st.integers(0, 40))
     baseline = draw(st.integers(0, ceiling))
     fleet = [
-        model(units, f"m{number}", status=status, ours=ours, committed=committed)
-        for number, (units, status, ours, committed) in enumerate(draw(st.lists(models, max_size=5)))
+        model(units, f"m{number}", status=status, ours=ours, committed=committed, age=age)
+        for number, (units, status, ours, committed, age) in enumerate(draw(st.lists(models, max_size=5)))
     ]
     return World(
         spec=spec(baseline=baseline, ceiling=ceiling, quota=draw(st.none() | st.integers(0, 40))),
