@@ -6,7 +6,6 @@ from temporalio import activity
 from domain import planner
 from domain.capacity import CapacityPlan, Situation
 from domain.health import HealthReport, JudgeHealth, judge
-from domain.incident import span
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
@@ -37,10 +36,8 @@ class DecisionActivities:
         """What an override would do, and whether an approver must agree.
 
         Raises:
-            ValueError: the knob does not take the value, or the duration is longer than allowed.
+            ValueError: the knob does not take the value.
         """
-        if request.ends_at - request.now > request.longest:
-            raise ValueError(f"duration: at most {span(request.longest)} is allowed")
         return assess(
             request.knob,
             request.value,

@@ -12,8 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from domain.clock import RehearsalClock, compress
 from domain.errors import ErrorKind
-from domain.messages import Authorise, Authorised, CaughtUp, PolicySnapshot
-from domain.override import has_caught_up
+from domain.messages import Authorise, Authorised, PolicySnapshot
 from domain.people import Roster
 from domain.policy import Policy
 
@@ -37,7 +36,7 @@ def load_yaml(model: type[M], path: Path | None) -> M:
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, extra="forbid")  # a typo is an error
     except ValidationError as error:
         lines = [
             f"{path}:{_line(content, item['loc'])}: {'.'.join(map(str, item['loc']))}: "
@@ -109,11 +108,6 @@ class SettingsActivities:
     async def load_policy(self) -> PolicySnapshot:
         """A snapshot for one workflow. A broken file fails the activity with its line and is tried again."""
         return self.snapshot()
-
-    @activity.defn
-    async def has_caught_up(self, request: CaughtUp) -> bool:
-        """Whether the configured baseline is what an override asks for. A broken file fails the activity."""
-        return has_caught_up(request.knob, request.value, self.snapshot().policy.baseline)
 
     @activity.defn
     async def authorise(self, request: Authorise) -> Authorised:

@@ -267,18 +267,26 @@ class AssessOverride(Message):
     pin: bool
     now: AwareDatetime
     ends_at: AwareDatetime
-    longest: timedelta
-    """A longer one is refused."""
     leases: list[Lease]
     load: LoadSnapshot | None
     policy: Policy
 
 
-class CaughtUp(Message):
-    """Whether the configured baseline has caught up with an override."""
+class RenewStanding(Message):
+    """Renew a standing override's lease, and compare it with the configured baseline."""
 
-    knob: KnobName
-    value: KnobValue
+    lease: LeaseRequest
+
+
+class RenewedStanding(Message):
+    """How a standing override stands."""
+
+    changed: list[str]
+    """In words: what was not simply renewed."""
+    caught_up: bool
+    """Whether the configured baseline is what it asks for."""
+    unread: str = ""
+    """Why the configured baseline could not be read; empty: it was."""
 
 
 # ---------------------------------------------------------------- evidence

@@ -27,9 +27,10 @@ MAX_LEASE = timedelta(days=7)
 
 
 class Section(BaseModel):
-    """A part of the policy: immutable, and strict about unknown names so that a typo is an error."""
+    """A part of the policy: immutable. A file's unknown names are refused where it is read; what an earlier version
+    recorded is taken, so that workflows in flight survive an upgrade that drops a field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
 
 class ModelPolicy(Section):
@@ -323,10 +324,8 @@ class OverridesPolicy(Section):
     max_review: ScaledDuration = timedelta(days=30)
     reminder: ScaledDuration = timedelta(hours=4)
     """How often people are reminded of a review that is due."""
-    baseline_check_interval: ScaledDuration = timedelta(hours=1)
-    """How often a standing override is compared with the configured baseline."""
     standing_lease: ScaledDuration = timedelta(hours=2, minutes=15)
-    """Of a standing override; renewed at `leases.renew_every`."""
+    """Of a standing override; at `leases.renew_every` it is renewed, and compared with the configured baseline."""
     late_after: timedelta = timedelta(seconds=5)
     """An end that is noticed so late was missed: the control plane was away. Technical, not scaled."""
 
@@ -663,6 +662,12 @@ class Policy(Section):
         """Every feature that can be switched off."""
         flags = baseline_value(KnobName.FEATURE_FLAG, self.baseline)
         return sorted(flags) if isinstance(flags, dict) else []
+
+    @model_validator(mode="after")
+    def _standing_is_renewed(self) -> Self:
+        if not self.leases.renew_every < self.overrides.standing_lease:
+            raise ValueError("leases.renew_every < overrides.standing_lease does not hold: it would lapse in between")
+        return self
 
     @property
     def baseline(self) -> Baseline:

@@ -26,6 +26,7 @@ from activities.pages import PageActivities
 from activities.report import ReportActivities
 from activities.schedules import ScheduleActivities, ensure_schedules
 from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
+from activities.standing import StandingActivities
 from dataplane.connection import connect as connect_redis
 from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
@@ -81,6 +82,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     report = ReportActivities(aws.cloudwatch(), settings.state_dir / "reports")
     owners = (
         AssessmentActivities(configured, cloudwatch),
+        StandingActivities(configured, leases),
         cloudwatch,
         leases,
         bedrock,

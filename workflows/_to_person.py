@@ -51,14 +51,14 @@ async def keep(incident: Incident, request: KeepRequest) -> tuple[str, str]:
 async def take_over(incident: Incident, request: TakeOverRequest) -> tuple[str, str]:
     """Give every lever to a person and stop the automation; answers outcome and message."""
     record, policy = incident.record, incident.now_snapshot.policy
+    if request.lasts > policy.overrides.max_duration:
+        return "not-possible", f"at most {span(policy.overrides.max_duration)}, not {span(request.lasts)}"
     to, until = request.to or request.who, workflow.now() + request.lasts
     if record.phase in (Phase.TRIAGE, Phase.MITIGATING):
         return "not-possible", "the levers are being taken; ask again in a moment, or abort"
     levers = [lever for lever in record.held if lever.status is LeverStatus.IN_FORCE]
     if not levers:
         return "not-possible", "no lever is in force; `abort` stops the automation"
-    if request.lasts > policy.overrides.max_duration:
-        return "not-possible", f"at most {span(policy.overrides.max_duration)}, not {span(request.lasts)}"
     if why_not := await incident.why_not(f"own the levers of {record.key}", to, Role.ENGINEER):
         return "not-possible", f"they cannot be {to}'s: {why_not}"
     taken: list[tuple[Lever, str]] = []

@@ -125,7 +125,9 @@ async def test_a_day_with_an_override(stack: Stack, ledger: Ledger) -> None:
     assert ledger.leases().leases[0].holder.id == "approver@example.com"
     code, out, _ = await runbooks(stack, "release", override, "--why", "x", who=Role.VIEWER)
     assert (code, "engineer is needed" in out) == (ExitCode.DENIED, True)
-    code, out, _ = await runbooks(stack, "release", override, "--why", "quiet again", "--json")
+    code, out, _ = await runbooks(stack, "release", override, "--why", "x")
+    assert (code, "it is approver@example.com's" in out) == (ExitCode.DENIED, True)
+    code, out, _ = await runbooks(stack, "release", override, "--why", "quiet again", "--json", who=Role.APPROVER)
     assert code == ExitCode.OK
     assert "cache_ttl_seconds is 30, as configured" in json.loads(out)["message"]
     code, _, err = await runbooks(stack, "release", override, "--why", "again")
@@ -155,7 +157,7 @@ async def test_an_approval_and_a_pin(stack: Stack, ledger: Ledger) -> None:
     assert (code, json.loads(out)["outcome"]) == (ExitCode.DENIED, "denied")
     code, out, _ = await runbooks(stack, *pin, who=Role.APPROVER)
     assert (code, value(ledger)) == (ExitCode.OK, 60)
-    await runbooks(stack, "release", json.loads(out)["record"]["override_id"], "--why", "done")
+    await runbooks(stack, "release", json.loads(out)["record"]["override_id"], "--why", "done", who=Role.APPROVER)
     since = datetime.now(UTC) - timedelta(minutes=5)
     assert [refusal.holder and refusal.holder.id for refusal in ledger.refusals(since)][-1] == "engineer@example.com"
 

@@ -31,7 +31,6 @@ from domain.messages import (
     AwaitRecovery,
     AwaitUnits,
     CapacityState,
-    CaughtUp,
     CheckCalendar,
     CheckCapacity,
     CheckChanges,
@@ -47,6 +46,8 @@ from domain.messages import (
     ReadKnobs,
     RecoveryQuery,
     ReleaseLeases,
+    RenewedStanding,
+    RenewStanding,
     ReportInput,
     ReportResult,
     TakeLeases,
@@ -165,10 +166,6 @@ class FakeWorld:
         return self.snapshot
 
     @activity.defn
-    async def has_caught_up(self, request: CaughtUp) -> bool:
-        return has_caught_up(request.knob, request.value, self.snapshot.policy.baseline)
-
-    @activity.defn
     async def authorise(self, request: Authorise) -> Authorised:
         self._saw(request)
         may = self.roster.may(request.who, request.needed)
@@ -266,6 +263,12 @@ class FakeWorld:
     async def renew_leases(self, request: TakeLeases) -> list[str]:
         self._saw(request)
         return []
+
+    @activity.defn
+    async def renew_standing(self, request: RenewStanding) -> RenewedStanding:
+        self._saw(request)
+        caught_up = has_caught_up(request.lease.knob, request.lease.value, self.snapshot.policy.baseline)
+        return RenewedStanding(changed=[], caught_up=caught_up)
 
     @activity.defn
     async def release_leases(self, request: ReleaseLeases) -> None:

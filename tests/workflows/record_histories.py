@@ -93,7 +93,7 @@ _DEFAULT = Policy(timetable=None)
 SECOND = timedelta(seconds=1)
 POLICY = _DEFAULT.model_copy(
     update={
-        "capacity": _DEFAULT.capacity.model_copy(update={"drain": SECOND / 10}),
+        "capacity": _DEFAULT.capacity.model_copy(update={"drain": SECOND / 10, "minimum_hold": 0 * SECOND}),
         "escalation": _DEFAULT.escalation.model_copy(update={"snooze": SECOND / 2, "approval_reminder": 2 * SECOND}),
         "leases": _DEFAULT.leases.model_copy(update={"renew_every": 1.5 * SECOND}),
         "way_back": _DEFAULT.way_back.model_copy(update={"capacity_max_hold": 4 * SECOND, "recovered_for": SECOND}),
@@ -268,7 +268,8 @@ async def override(play: Play) -> None:
     await play.asks(EXTEND, APPROVER, request=longer)
     await play.incident.signal(LEASES_LOST)
     await play.asks(HAND_OVER, ENGINEER, request=HandOverRequest(who=ENGINEER, why="shift ends", to=APPROVER))
-    await play.asks(RELEASE, ENGINEER)
+    await play.asks(RELEASE, ENGINEER, "denied")
+    await play.asks(RELEASE, APPROVER)
 
 
 async def kept(play: Play) -> None:
@@ -286,7 +287,7 @@ async def kept(play: Play) -> None:
     async for execution in play.client.list_workflows(
         f"WorkflowType = '{OVERRIDE_WORKFLOW}' AND ExecutionStatus = 'Running'"
     ):
-        request = PersonRequest(who=ENGINEER, why="recorded")
+        request = PersonRequest(who=APPROVER, why="recorded")
         await play.client.get_workflow_handle(execution.id).execute_update(RELEASE, request, result_type=UpdateResult)
 
 

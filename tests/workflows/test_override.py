@@ -20,6 +20,7 @@ from activities.entities import EntityActivities, start_override
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.settings import SettingsActivities
+from activities.standing import StandingActivities
 from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from domain.clock import RehearsalClock
@@ -49,7 +50,7 @@ from workers.temporal import runbook_plugin
 from workflows.override import OverrideWorkflow
 
 TTL, WINDOW, FLAG = KnobName.CACHE_TTL_SECONDS, KnobName.BATCH_WINDOW_MS, KnobName.FEATURE_FLAG
-VIEWER = "viewer@example.com"
+VIEWER, COLLEAGUE, SECOND_APPROVER = "viewer@example.com", "colleague@example.com", "second@example.com"
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 
@@ -68,13 +69,14 @@ class Stack:
     worker: asyncio.Task[None] | None = None
     started: list[str] = field(default_factory=list)
 
-    def configure(self, *, ttl_seconds: int = 30, **overrides: Any) -> None:
+    def configure(self, *, ttl_seconds: int = 30, renew_every: timedelta = SECOND, **overrides: Any) -> None:
         """The policy file and the roster; read anew each time."""
         section = OverridesPolicy(warn_before=SECOND, **overrides)
         policy = Policy().model_copy(update={"overrides": section, "cache_ttl_seconds": ttl_seconds})
-        renewals = policy.leases.model_copy(update={"renew_every": SECOND})
+        renewals = policy.leases.model_copy(update={"renew_every": renew_every})
         self.policy_file.write_text(policy.model_copy(update={"leases": renewals}).model_dump_json())
-        people = {APPROVER: "approver", ENGINEER: "engineer", "second@example.com": "approver", VIEWER: "viewer"}
+        people = {APPROVER: "approver", SECOND_APPROVER: "approver", VIEWER: "viewer"}
+        people |= dict.fromkeys((ENGINEER, COLLEAGUE), "engineer")
         self.roster_file.write_text(json.dumps({"people": people}))
 
     @property
@@ -89,8 +91,10 @@ class Stack:
         settings = SettingsActivities(
             policy_file=self.policy_file, roster_file=self.roster_file, clock=RehearsalClock()
         )
+        leases = LeaseActivities(self.ledger)
         activities = activities_of(
-            LeaseActivities(self.ledger),
+            leases,
+            StandingActivities(settings, leases),
             EntityActivities(settings.snapshot),
             settings,
             PageActivities(None, topic_arn=None, log=self.folder / "pages.jsonl"),  # type: ignore[arg-type]
@@ -241,7 +245,7 @@ async def test_a_pin_outranks_the_merge_and_is_an_approvers(stack: Stack) -> Non
     assert (refusal.action, refusal.target, refusal.value) == ("set", "batch_window_ms", "100")
     pinned = await stack.set(WINDOW, 100, kind=OverrideKind.PIN, who=APPROVER)
     assert (pinned.outcome, stack.value(WINDOW)) == ("accepted", 100)
-    await stack.asks(pinned, RELEASE, by(ENGINEER))
+    await stack.asks(pinned, RELEASE, by(APPROVER))
     assert stack.value(WINDOW) == 50
     await stack.asks(merged, RELEASE, by(ENGINEER))
 
@@ -257,20 +261,20 @@ async def test_what_needs_an_approval_waits_for_somebody_else(stack: Stack) -> N
     assert (own.outcome, "somebody else must agree" in own.message) == ("denied", True)
     engineer = await stack.asks(over_budget, APPROVE, by(ENGINEER))
     assert engineer.outcome == "denied"
-    early = await stack.asks(over_budget, EXTEND, OverrideExtendRequest(who=APPROVER, why="x", by=MINUTE))
+    early = await stack.asks(over_budget, EXTEND, OverrideExtendRequest(who=SECOND_APPROVER, why="x", by=MINUTE))
     assert early.outcome == "not-possible"
-    agreed = await stack.asks(over_budget, APPROVE, by("second@example.com", "tested at peak"))
+    agreed = await stack.asks(over_budget, APPROVE, by(SECOND_APPROVER, "tested at peak"))
     assert (agreed.outcome, stack.value(WINDOW)) == ("accepted", 700)
     record = await stack.record(over_budget)
-    assert record.approved_by == "second@example.com"
+    assert record.approved_by == SECOND_APPROVER
     assert record.ends_at is not None
     assert record.in_force_since is not None
     assert timedelta(0) <= record.ends_at - record.in_force_since + SECOND < MINUTE + SECOND, "time starts then"
-    assert (await stack.asks(over_budget, APPROVE, by("second@example.com"))).outcome == "already-done"
+    assert (await stack.asks(over_budget, APPROVE, by(SECOND_APPROVER))).outcome == "already-done"
     still_theirs = await stack.asks(over_budget, EXTEND, OverrideExtendRequest(who=APPROVER, why="x", by=MINUTE))
     assert still_theirs.outcome == "denied"
     await stack.until(lambda: len(stack.ledger.refusals(record.asked_at - MINUTE)) == 3)
-    await stack.asks(over_budget, RELEASE, by(ENGINEER))
+    await stack.asks(over_budget, RELEASE, by(SECOND_APPROVER))
 
     flag = await stack.set(FLAG, {"taste_profile": False})
     assert (await stack.asks(flag, DENY, by(APPROVER, "not tonight"))).outcome == "accepted"
@@ -304,6 +308,8 @@ async def test_extend_release_and_hand_over(stack: Stack) -> None:
     assert denied.outcome == "denied"
     far = await stack.asks(answer, EXTEND, OverrideExtendRequest(who=ENGINEER, why="x", by=timedelta(days=365)))
     assert (far.outcome, "at most 24 h" in far.message) == ("not-possible", True)
+    endless = OverrideExtendRequest(who=ENGINEER, why="x", by=timedelta.max)
+    assert (await stack.asks(answer, EXTEND, endless)).outcome == "not-possible"
     longer = await stack.asks(answer, EXTEND, OverrideExtendRequest(who=ENGINEER, why="it goes on", by=MINUTE))
     assert longer.outcome == "accepted"
     [lease] = stack.ledger.leases().leases
@@ -321,10 +327,38 @@ async def test_extend_release_and_hand_over(stack: Stack) -> None:
 
     await asyncio.sleep(max(0, (ends_at - datetime.now(UTC)) / SECOND + 0.2))
     assert stack.value() == 120, "past its first end"
-    over = await stack.asks(answer, RELEASE, by(ENGINEER, "quiet again"))
-    assert over.message == f"Released early by {ENGINEER} (quiet again): cache_ttl_seconds is 30, as configured."
+    over = await stack.asks(answer, RELEASE, by(APPROVER, "quiet again"))
+    assert over.message == f"Released early by {APPROVER} (quiet again): cache_ttl_seconds is 30, as configured."
     assert stack.ledger.leases().leases == ()
     assert (await stack.ended(answer)).extensions == 1
+
+
+async def test_another_persons_override_is_an_approvers_to_move_until_it_is_handed_over(stack: Stack) -> None:
+    answer = await stack.set(TTL, 120)
+    tries: list[tuple[str, PersonRequest]] = [
+        (RELEASE, by(COLLEAGUE)),
+        (EXTEND, OverrideExtendRequest(who=COLLEAGUE, why="x", by=MINUTE)),
+        (HAND_OVER, HandOverRequest(who=COLLEAGUE, why="x", to=COLLEAGUE)),
+    ]
+    for update, request in tries:
+        result = await stack.asks(answer, update, request)
+        assert result.outcome == "denied"
+        assert f"approver is needed; it is {ENGINEER}'s, who may hand it over" in result.message
+    assert (await stack.record(answer)).ends_at == answer.record.ends_at
+    assert stack.ledger.leases().leases[0].holder.id == ENGINEER
+    since = answer.record.asked_at - MINUTE
+    await stack.until(lambda: len(stack.ledger.refusals(since)) == 3)
+    refusals = stack.ledger.refusals(since)
+    assert {(one.holder and one.holder.id, one.target) for one in refusals} == {(COLLEAGUE, TTL)}
+    assert {one.action for one in refusals} == {RELEASE, EXTEND, HAND_OVER}
+
+    longer = await stack.asks(answer, EXTEND, OverrideExtendRequest(who=APPROVER, why="it goes on", by=MINUTE))
+    given = await stack.asks(answer, HAND_OVER, HandOverRequest(who=ENGINEER, why="shift", to=COLLEAGUE))
+    over = await stack.asks(answer, RELEASE, by(COLLEAGUE))
+    assert [longer.outcome, given.outcome, over.outcome] == ["accepted"] * 3
+    waiting = await stack.set(FLAG, {"taste_profile": False})
+    assert (await stack.asks(waiting, RELEASE, by(COLLEAGUE))).outcome == "denied"
+    assert (await stack.asks(waiting, RELEASE, by(ENGINEER))).outcome == "accepted"
 
 
 async def test_the_same_id_never_holds_twice_and_a_value_the_knob_does_not_take_changes_nothing(stack: Stack) -> None:
@@ -388,7 +422,7 @@ async def test_with_the_control_plane_dead_the_lease_lapses_and_is_noticed_after
 async def test_a_standing_override_is_renewed_and_ends_when_the_configured_baseline_has_caught_up(
     stack: Stack,
 ) -> None:
-    stack.configure(baseline_check_interval=SECOND / 2, standing_lease=3 * SECOND, reminder=SECOND / 2)
+    stack.configure(renew_every=SECOND / 2, standing_lease=3 * SECOND, reminder=SECOND / 2)
     answer = await stack.set(TTL, 120, SECOND, kind=OverrideKind.STANDING, approved_by=APPROVER)
     assert answer.record.review_at is not None
     assert "reviewed at" in answer.message
@@ -418,7 +452,7 @@ async def test_a_standing_override_outlives_its_history(
 ) -> None:
     client = await Client.connect(short_histories.address, plugins=[runbook_plugin()])
     stack = Stack(client, redis_client, Ledger(redis_client), tmp_path)
-    stack.configure(baseline_check_interval=SECOND / 10, standing_lease=3 * SECOND)
+    stack.configure(renew_every=SECOND / 10, standing_lease=3 * SECOND)
     stack.start_worker()
     answer = await stack.set(TTL, 120, MINUTE, kind=OverrideKind.STANDING)
     first = answer.record.run_id

@@ -108,7 +108,7 @@ async def test_a_lever_is_kept_without_a_gap_as_the_approvers_standing_override(
     }
     assert override in record.levers[0].detail
     assert play.value(KnobName.MODEL_ROUTING) == routed, "a standing override with an owner and a review date"
-    await handle.execute_update(RELEASE, PersonRequest(who=ENGINEER, why="enough"), result_type=UpdateResult)
+    await handle.execute_update(RELEASE, PersonRequest(who=APPROVER, why="enough"), result_type=UpdateResult)
     assert play.value(KnobName.MODEL_ROUTING) == POLICY.baseline.model_routing
 
 
