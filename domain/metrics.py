@@ -158,4 +158,7 @@ _ALL = (
     ),
 )
 
+OURS = frozenset((MetricName.CONTROL_PLANE_HEARTBEAT, MetricName.PROVISIONING_FAILURES))
+"""What the control plane publishes about itself; the others come from AWS and from the chatbot."""
+
 CATALOGUE: dict[MetricName, Metric] = {metric.name: metric for metric in _ALL}

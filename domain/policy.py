@@ -22,6 +22,7 @@ from domain.knobs import (
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
+HEARTBEAT_ALARM = "RunbooksHeartbeatMissing"
 MAX_LEASE = timedelta(days=7)
 """As long as the ledger grants one (`LeaseRequest.duration_ms`)."""
 
@@ -378,8 +379,8 @@ class IntakePolicy(Section):
     reconcile_interval: timedelta = timedelta(minutes=1)
     long_poll: timedelta = timedelta(seconds=20)
     max_message_bytes: int = 1_048_576
-    ignored_alarms: tuple[str, ...] = ()
-    """Shell-style patterns of alarms that are somebody else's."""
+    ignored_alarms: tuple[str, ...] = (HEARTBEAT_ALARM,)
+    """Shell-style patterns of alarms that are somebody else's; a missing heartbeat of ours is told past us."""
 
 
 class EventTypePolicy(Section):
@@ -597,6 +598,7 @@ class Policy(Section):
             runbook="throttle",
         ),
         AlarmRule(alarm_name="BedrockThrottle*", key="bedrock-throttle:sonnet", runbook="throttle"),
+        AlarmRule(metric="ProvisioningFailures", dimension="Model", key="capacity-health:{model}"),
     )
 
     @field_validator("knobs", mode="before")

@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dataplane.connection import connect
 from dataplane.knobs import Knobs
 from dataplane.routes import Routes
+from domain.alarm_definitions import alarm_definitions, put_metric_alarm
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent
 from domain.clock import RehearsalClock, compress
 from domain.metrics import CATALOGUE, MetricName
@@ -238,23 +239,22 @@ class World:
         queue = self._sqs.create_queue(QueueName=ALARM_QUEUE)["QueueUrl"]
         arn = self._sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
         self._sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
-        throttles = CATALOGUE[MetricName.INVOCATION_THROTTLES]
-        for name, model in self._policy.models.items():
-            self._cloudwatch.put_metric_alarm(
-                AlarmName=f"BedrockThrottleAlarm-{name}",
-                AlarmDescription=f"Bedrock refuses calls to {name}",
-                Namespace=throttles.namespace,
-                MetricName=throttles.name,
-                Dimensions=[{"Name": throttles.dimensions[0], "Value": model.model_id}],
-                Statistic=throttles.statistic,
-                Period=int(self._period.total_seconds()),
-                EvaluationPeriods=1,
-                Threshold=0,
-                ComparisonOperator="GreaterThanThreshold",
-                TreatMissingData="missing",
-                AlarmActions=[topic],
-                OKActions=[topic],
-            )
+        for definition in alarm_definitions(self._policy):
+            told = topic if definition.tells == "intake" else pages
+            self._cloudwatch.put_metric_alarm(**put_metric_alarm(definition, told))
+        # The control plane has been alive so far, too.
+        heartbeat = CATALOGUE[MetricName.CONTROL_PLANE_HEARTBEAT]
+        self._cloudwatch.put_metric_data(
+            Namespace=heartbeat.namespace,
+            MetricData=[
+                {
+                    "MetricName": heartbeat.name,
+                    "Value": 1,
+                    "Timestamp": datetime.now(UTC) - n * self._policy.health.interval,
+                }
+                for n in range(self._policy.health.heartbeat_periods + 1)
+            ],
+        )
         return {
             "alarm_queue_url": queue,
             "dead_letter_queue_url": dead_letters,

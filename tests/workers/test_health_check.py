@@ -22,12 +22,13 @@ from dataplane import keys
 from dataplane.connection import connect as connect_redis
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
+from domain.alarm_definitions import alarm_definitions, put_metric_alarm
 from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
 from domain.clock import RehearsalClock
 from domain.health import HEALTH_SCHEDULE, Area, HealthReport
 from domain.incident import IncidentRecord
 from domain.messages import RECORD, PolicySnapshot, capacity_id, incident_id
-from domain.policy import CapacityPolicy, HealthPolicy, Policy
+from domain.policy import HEARTBEAT_ALARM, CapacityPolicy, HealthPolicy, Policy
 from tests.aws_account import Account
 from tests.servers import AwsServer, TemporalServer, ValkeyServer
 from workers.clients import AwsClients
@@ -37,13 +38,6 @@ from workers.settings import Settings
 from workers.temporal import connect
 
 SONNET, HAIKU = (Policy().models[name] for name in ("sonnet", "haiku"))
-POLICY = Policy(
-    models={"sonnet": SONNET.model_copy(update={"baseline_units": 2})},
-    intents={"faq": Policy().intents["faq"].model_copy(update={"downgrade_to": None})},
-    timetable=None,
-    capacity=CapacityPolicy(poll_interval=timedelta(seconds=0.1), drain=timedelta(seconds=0.1)),
-    health=HealthPolicy(interval=timedelta(hours=5)),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +71,7 @@ class Stack:
     redis: redis.Redis
     aws: Account
     pages: Path
-    worker: Callable[[], Worker]
+    worker: Worker
 
     async def check(self) -> HealthReport:
         """One check, by the schedule."""
@@ -127,9 +121,23 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 @pytest.fixture
-async def stack(tmp_path: Path, aws: Account, server: TemporalServer, valkey: ValkeyServer) -> AsyncIterator[Stack]:
+def policy() -> Policy:
+    """One of a single model, whose two units are others'."""
+    return Policy(
+        models={"sonnet": SONNET.model_copy(update={"baseline_units": 2})},
+        intents={"faq": Policy().intents["faq"].model_copy(update={"downgrade_to": None})},
+        timetable=None,
+        capacity=CapacityPolicy(poll_interval=timedelta(seconds=0.1), drain=timedelta(seconds=0.1)),
+        health=HealthPolicy(interval=timedelta(hours=5)),
+    )
+
+
+@pytest.fixture
+async def stack(
+    tmp_path: Path, aws: Account, server: TemporalServer, valkey: ValkeyServer, policy: Policy
+) -> AsyncIterator[Stack]:
     policy_file = tmp_path / "policy.yaml"
-    policy_file.write_text(json.dumps(POLICY.model_dump(mode="json")))
+    policy_file.write_text(json.dumps(policy.model_dump(mode="json")))
     settings = Settings(
         temporal_address=server.address,
         redis_url=valkey.url,
@@ -144,23 +152,21 @@ async def stack(tmp_path: Path, aws: Account, server: TemporalServer, valkey: Va
         connection.flushall()
         tools = activities(settings, AwsClients(settings), Ledger(connection), Routes(connection))
 
-        def worker() -> Worker:
-            return Worker(
-                client,
-                task_queue=settings.task_queue,
-                workflows=WORKFLOWS,
-                activities=tools,
-                activity_executor=threads,
-                max_concurrent_activities=50,
-            )
-
+        worker = Worker(
+            client,
+            task_queue=settings.task_queue,
+            workflows=WORKFLOWS,
+            activities=tools,
+            activity_executor=threads,
+            max_concurrent_activities=50,
+        )
         stack = Stack(client, connection, aws, tmp_path / "state" / "pages.jsonl", worker)
         stack.buy(SONNET.provisioned_model_id, 2, "base", ours=False)
         aws.control("POST", "settle")
-        async with worker():
+        async with worker:
             await start_capacity(client, "sonnet", settings.task_queue)
             await ensure_schedules(
-                client, schedules(PolicySnapshot(policy=POLICY, clock=RehearsalClock())), settings.task_queue
+                client, schedules(PolicySnapshot(policy=policy, clock=RehearsalClock())), settings.task_queue
             )
             await until(lambda: _routed(connection))
             yield stack
@@ -229,3 +235,28 @@ async def test_what_is_broken_is_found_mended_or_told_once(stack: Stack) -> None
     assert report.findings == (), report
     assert not (await stack.incident(orphans)).alarm_on
     assert stack.heartbeats() == 5
+
+
+class TestHeartbeat:
+    @pytest.fixture
+    def policy(self, policy: Policy) -> Policy:
+        """The shortest intervals there are."""
+        return policy.model_copy(update={"health": HealthPolicy(interval=timedelta(seconds=1))})
+
+    async def test_a_dead_worker_raises_the_alarm_past_us(self, stack: Stack, policy: Policy) -> None:
+        cloudwatch, sns = stack.aws.client("cloudwatch"), stack.aws.client("sns")
+        topic = sns.create_topic(Name="pages")["TopicArn"]
+        url, queue = stack.aws.queue("pages")
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)
+        definition = alarm_definitions(policy)[-1]
+        cloudwatch.put_metric_alarm(**put_metric_alarm(definition, topic))
+
+        async def is_in(state: str) -> bool:
+            [alarm] = cloudwatch.describe_alarms(AlarmNames=[HEARTBEAT_ALARM])["MetricAlarms"]
+            return bool(alarm["StateValue"] == state)
+
+        await until(lambda: is_in("OK"))
+        await stack.worker.shutdown()
+        await until(lambda: is_in("ALARM"))
+        states = [json.loads(body["Message"])["NewStateValue"] for body in stack.aws.messages(url, 2)]
+        assert states[-1] == "ALARM"
