@@ -4,11 +4,9 @@ What takes long to import is imported by the command that needs it, so that help
 """
 
 import asyncio
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,26 +14,30 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ops.cli_iam import iam
+from ops.cli_shared import (
+    EXIT_CODES,
+    For,
+    ForOrDefault,
+    Json,
+    Reason,
+    TokenFile,
+    Why,
+    decide,
+    duration,
+    fail,
+    print_json,
+    read_settings,
+    with_service,
+)
+
 if TYPE_CHECKING:
     from domain.messages import UpdateResult
-    from ops.service import OpsError, OpsService
+    from ops.service import OpsService
     from workers.settings import Settings
 
 WATCH_EVERY_SECONDS = 1.0
 INTERRUPTED = 130
-
-EXIT_CODES = """Exit codes:
-
-\b
-0    done
-1    unexpected, or a stack that failed
-2    wrong usage
-3    no such incident or override
-4    denied: no token or a wrong one, or not your role
-5    not possible: it is over, or refuses
-6    Temporal, its worker or Redis does not answer
-130  interrupted"""
-
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +56,7 @@ override = typer.Typer(
     epilog=EXIT_CODES,
 )
 app.add_typer(override, name="override")
+app.add_typer(iam, name="iam")
 
 
 @app.callback()
@@ -62,17 +65,6 @@ def _top() -> None:
 
 
 _LEVERS = "model_routing, cache_ttl_seconds or capacity"
-
-
-def _duration(text: str | timedelta) -> timedelta:
-    if isinstance(text, timedelta):
-        return text
-    from ops.service import OpsError, parse_duration
-
-    try:
-        return parse_duration(text)
-    except OpsError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _lever(text: str) -> str:
@@ -85,45 +77,22 @@ def _lever(text: str) -> str:
 
 Key = Annotated[str, typer.Argument(metavar="INCIDENT", help="Key or id, e.g. bedrock-throttle:sonnet.")]
 Run = Annotated[str | None, typer.Option("--run", help="Run id of an earlier incident with that key.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else, errors included.")]
-Why = Annotated[str, typer.Option("--why", help="Why, in a few words; it stays in the record.")]
-For = Annotated[
-    timedelta,
-    typer.Option("--for", parser=_duration, metavar="DURATION", help="How long, in business time: 45m, 2h, 1h30m."),
-]
-ForOrDefault = Annotated[
-    timedelta | None,
-    typer.Option(
-        "--for",
-        parser=_duration,
-        metavar="DURATION",
-        help="How long, in business time: 45m, 2h, 1h30m. Default: the policy's; never endless.",
-    ),
-]
 Knob = Annotated[str, typer.Argument(metavar="KNOB", help="E.g. cache_ttl_seconds; a wrong name is told all of them.")]
 Value = Annotated[
     str, typer.Argument(metavar="VALUE", help="E.g. 120, on, faq=haiku,greeting=haiku, or JSON; the knob says what.")
 ]
-Reason = Annotated[str, typer.Option("--reason", help="Why, in a few words; it stays in the record.")]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Only show what it would do: bounds, other leases, values until when, impact."),
 ]
 OverrideId = Annotated[str, typer.Argument(metavar="OVERRIDE", help="Id, e.g. override-cache_ttl_seconds-1a2b3c4d.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        help="File with your token. Without it: RUNBOOKS_TOKEN (the token itself), then RUNBOOKS_TOKEN_FILE.",
-    ),
-]
 
 
 @incident.command("list")
 def list_(
     closed_within: Annotated[
         timedelta,
-        typer.Option(parser=_duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
+        typer.Option(parser=duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
     ] = timedelta(hours=24),
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
     as_json: Json = False,
@@ -133,7 +102,7 @@ def list_(
     async def work(service: "OpsService", settings: "Settings") -> int:
         rows = await service.list_incidents(closed_within, limit)
         if as_json:
-            _print_json([row.model_dump(mode="json") for row in rows])
+            print_json([row.model_dump(mode="json") for row in rows])
             return 0
         from domain.incident import span
         from ops.views import Times, console, incident_table
@@ -144,7 +113,7 @@ def list_(
             console().print(f"No incident is open, and none was closed within {span(closed_within)}.")
         return 0
 
-    _run(work, as_json)
+    with_service(work, as_json)
 
 
 @incident.command()
@@ -159,7 +128,7 @@ def show(
     async def work(service: "OpsService", settings: "Settings") -> int:
         found = await service.get(key, run)
         if as_json:
-            _print_json(found.model_dump(mode="json"))
+            print_json(found.model_dump(mode="json"))
             return 0
         from ops.views import SHOWN_TIMELINE, Times, console, incident_view
 
@@ -169,7 +138,7 @@ def show(
         console().print(incident_view(found, times, capacity, timeline=lines))
         return 0
 
-    _run(work, as_json)
+    with_service(work, as_json)
 
 
 @incident.command()
@@ -180,7 +149,7 @@ def watch(key: Key, as_json: Json = False) -> None:
     as one line of JSON for each change).
     """
     try:
-        _run(lambda service, settings: _watch(service, settings, key, as_json), as_json)
+        with_service(lambda service, settings: _watch(service, settings, key, as_json), as_json)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 
@@ -198,7 +167,7 @@ async def _watch(service: "OpsService", settings: "Settings", key: str, as_json:
 
     def changed(found: Incident, times: Times) -> None:
         if as_json:
-            _print_json(found.model_dump(mode="json"), indent=None)
+            print_json(found.model_dump(mode="json"), indent=None)
             return
         record = cleaned(found.record)
         for entry in record.timeline:
@@ -246,13 +215,13 @@ async def _try_get(service: "OpsService", key: str, run_id: str) -> Any:
 @incident.command()
 def approve(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Approve the way back: levers are released in stages, each one guarded and watched."""
-    _decide(lambda service, token: service.approve(key, token, why), token_file, as_json)
+    decide(lambda service, token: service.approve(key, token, why), token_file, as_json)
 
 
 @incident.command()
 def reject(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Keep the levers for now; the incident goes on waiting."""
-    _decide(lambda service, token: service.reject(key, token, why), token_file, as_json)
+    decide(lambda service, token: service.reject(key, token, why), token_file, as_json)
 
 
 @incident.command()
@@ -261,7 +230,7 @@ def extend(
     why: Why,
     by: Annotated[
         timedelta,
-        typer.Option(parser=_duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
+        typer.Option(parser=duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
     ],
     lever: Annotated[
         str | None,
@@ -272,7 +241,7 @@ def extend(
 ) -> None:
     """Hold one lever, or all of them, longer than their maximum hold."""
 
-    _decide(lambda service, token: service.extend(key, token, why, by, lever), token_file, as_json)
+    decide(lambda service, token: service.extend(key, token, why, by, lever), token_file, as_json)
 
 
 @incident.command()
@@ -285,19 +254,19 @@ def release(
 ) -> None:
     """Release one lever now, ahead of the rest."""
 
-    _decide(lambda service, token: service.release(key, token, why, lever), token_file, as_json)
+    decide(lambda service, token: service.release(key, token, why, lever), token_file, as_json)
 
 
 @incident.command()
 def abort(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Stop the automation and give everything back; needs an approver while the service has not recovered."""
-    _decide(lambda service, token: service.abort(key, token, why), token_file, as_json)
+    decide(lambda service, token: service.abort(key, token, why), token_file, as_json)
 
 
 @incident.command()
 def acknowledge(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Say that you are looking at it."""
-    _decide(lambda service, token: service.acknowledge(key, token, why), token_file, as_json)
+    decide(lambda service, token: service.acknowledge(key, token, why), token_file, as_json)
 
 
 @incident.command()
@@ -307,13 +276,13 @@ def report(key: Key, run: Run = None, as_json: Json = False) -> None:
     async def work(service: "OpsService", settings: "Settings") -> int:
         written = await service.report(key, run)
         if as_json:
-            _print_json(written.model_dump(mode="json"))
+            print_json(written.model_dump(mode="json"))
         else:
             print(written.html_path)
             print(written.markdown_path)
         return 0
 
-    _run(work, as_json)
+    with_service(work, as_json)
 
 
 @incident.command()
@@ -323,13 +292,13 @@ def keep(
     why: Why,
     review_in: Annotated[
         timedelta | None,
-        typer.Option(parser=_duration, metavar="DURATION", help="When to look at it again; default: the policy's."),
+        typer.Option(parser=duration, metavar="DURATION", help="When to look at it again; default: the policy's."),
     ] = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Turn a lever into a standing override of yours: for when the configured baseline was the fault."""
-    _decide(lambda service, token: service.keep_lever(key, token, why, lever, review_in), token_file, as_json)
+    decide(lambda service, token: service.keep_lever(key, token, why, lever, review_in), token_file, as_json)
 
 
 @incident.command("take-over")
@@ -342,7 +311,7 @@ def take_over(
     as_json: Json = False,
 ) -> None:
     """Stop the automation; the levers stay with a person until a stated end."""
-    _decide(lambda service, token: service.take_over(key, token, why, lasts, to), token_file, as_json)
+    decide(lambda service, token: service.take_over(key, token, why, lasts, to), token_file, as_json)
 
 
 # ---------------------------------------------------------------- overrides
@@ -380,7 +349,7 @@ def pin(
 def list_overrides(
     closed_within: Annotated[
         timedelta,
-        typer.Option(parser=_duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
+        typer.Option(parser=duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
     ] = timedelta(hours=24),
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
     as_json: Json = False,
@@ -390,7 +359,7 @@ def list_overrides(
     async def work(service: "OpsService", settings: "Settings") -> int:
         rows = await service.list_overrides(closed_within, limit)
         if as_json:
-            _print_json([row.model_dump(mode="json") for row in rows])
+            print_json([row.model_dump(mode="json") for row in rows])
             return 0
         from domain.incident import span
         from ops.views import Times, console, override_table
@@ -401,7 +370,7 @@ def list_overrides(
             console().print(f"No override is open, and none was closed within {span(closed_within)}.")
         return 0
 
-    _run(work, as_json)
+    with_service(work, as_json)
 
 
 @override.command("show")
@@ -411,14 +380,14 @@ def show_override(override_id: OverrideId, as_json: Json = False) -> None:
     async def work(service: "OpsService", settings: "Settings") -> int:
         found = await service.get_override(override_id)
         if as_json:
-            _print_json(found.model_dump(mode="json"))
+            print_json(found.model_dump(mode="json"))
             return 0
         from ops.views import Times, console, override_view
 
         console().print(override_view(found, Times(datetime.now(UTC), settings.clock)))
         return 0
 
-    _run(work, as_json)
+    with_service(work, as_json)
 
 
 @override.command("extend")
@@ -427,19 +396,19 @@ def extend_override(
     why: Why,
     by: Annotated[
         timedelta,
-        typer.Option(parser=_duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
+        typer.Option(parser=duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
     ],
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Move its end, or the review date of a standing one."""
-    _decide(lambda service, token: service.extend_override(override_id, token, why, by), token_file, as_json)
+    decide(lambda service, token: service.extend_override(override_id, token, why, by), token_file, as_json)
 
 
 @override.command("release")
 def release_override(override_id: OverrideId, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Give the knob back now, or withdraw what waits for an approval."""
-    _decide(lambda service, token: service.release_override(override_id, token, why), token_file, as_json)
+    decide(lambda service, token: service.release_override(override_id, token, why), token_file, as_json)
 
 
 @override.command("hand-over")
@@ -451,19 +420,19 @@ def hand_over(
     as_json: Json = False,
 ) -> None:
     """Give it to another owner."""
-    _decide(lambda service, token: service.hand_over_override(override_id, token, why, to), token_file, as_json)
+    decide(lambda service, token: service.hand_over_override(override_id, token, why, to), token_file, as_json)
 
 
 @override.command("approve")
 def approve_override(override_id: OverrideId, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Agree to an override that waits for it; whoever asked for it cannot."""
-    _decide(lambda service, token: service.approve_override(override_id, token, why), token_file, as_json)
+    decide(lambda service, token: service.approve_override(override_id, token, why), token_file, as_json)
 
 
 @override.command("deny")
 def deny_override(override_id: OverrideId, why: Why, token_file: TokenFile = None, as_json: Json = False) -> None:
     """Say no to an override that waits for an approval."""
-    _decide(lambda service, token: service.deny_override(override_id, token, why), token_file, as_json)
+    decide(lambda service, token: service.deny_override(override_id, token, why), token_file, as_json)
 
 
 @app.command()
@@ -480,12 +449,12 @@ def api(
 
     configure_logs()
     try:
-        asyncio.run(run_until_signalled(serve(_settings(), host, port)))
+        asyncio.run(run_until_signalled(serve(read_settings(), host, port)))
     except OpsError as error:
-        _fail(error, as_json=False)
+        fail(error, as_json=False)
     except OSError as error:
         said = f"Nothing can listen on {host}, port {port}: {error.strerror}."
-        _fail(OpsError(said, "Give another --host or --port.", ExitCode.UNEXPECTED), as_json=False)
+        fail(OpsError(said, "Give another --host or --port.", ExitCode.UNEXPECTED), as_json=False)
 
 
 def main() -> NoReturn:
@@ -495,7 +464,7 @@ def main() -> NoReturn:
     it leaves without that, so that its exit code is its own.
     """
     try:
-        if sys.argv[1:2] not in (["incident"], ["override"], ["api"]):
+        if not {"api", *(group.name for group in app.registered_groups)} & set(sys.argv[1:2]):
             _add_stack_commands()
         app()
         code = 0
@@ -524,22 +493,6 @@ def _add_stack_commands() -> None:
     app.command()(demo)
 
 
-def _run(work: "Callable[[OpsService, Settings], Coroutine[Any, Any, int]]", as_json: bool) -> None:
-    """Connect, do `work`, end with its exit code or with that of what went wrong."""
-    from ops.service import OpsError, OpsService
-
-    async def connected() -> int:
-        settings = _settings()
-        return await work(await OpsService.connect(settings), settings)
-
-    try:
-        code = asyncio.run(connected())
-    except OpsError as error:
-        _fail(error, as_json)
-    if code:
-        raise typer.Exit(code)
-
-
 def _set(
     knob: str,
     value: str,
@@ -556,7 +509,7 @@ def _set(
 
         preview = await service.preview_override(knob, parse_value(value), lasts, OverrideKind(kind))
         if as_json:
-            _print_json(preview.model_dump(mode="json"))
+            print_json(preview.model_dump(mode="json"))
             return 0
         from ops.views import Times, console, preview_view
 
@@ -570,60 +523,9 @@ def _set(
         return await service.set_override(token, knob, parse_value(value), reason, lasts, OverrideKind(kind))
 
     if dry_run:
-        _run(look, as_json)
+        with_service(look, as_json)
     else:
-        _decide(act, token_file, as_json)
-
-
-def _decide(
-    action: "Callable[[OpsService, str | None], Coroutine[Any, Any, UpdateResult]]",
-    token_file: Path | None,
-    as_json: bool,
-) -> None:
-    async def work(service: "OpsService", settings: "Settings") -> int:
-        from ops.service import EXIT_CODES_OF_OUTCOMES
-        from ops.views import console, plain
-
-        result = await action(service, _token(token_file, settings))
-        if as_json:
-            _print_json(result.model_dump(mode="json"))
-        else:
-            style = "green" if result.outcome in ("accepted", "already-done") else "bold red"
-            console().print(f"{result.outcome}: {plain(result.message)}", style=style, soft_wrap=True)
-        return EXIT_CODES_OF_OUTCOMES[result.outcome]
-
-    _run(work, as_json)
-
-
-def _settings() -> "Settings":
-    from pydantic import ValidationError
-
-    from ops.service import ExitCode, OpsError
-    from workers.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"RUNBOOKS_{'_'.join(map(str, first['loc']))}".upper()
-        raise OpsError(f"{name}: {first['input']!r} is not allowed.", f"{first['msg']}.", ExitCode.USAGE) from None
-
-
-def _token(token_file: Path | None, settings: "Settings") -> str | None:
-    from ops.service import ExitCode, OpsError
-
-    if token_file is None and (token := os.environ.get("RUNBOOKS_TOKEN")):
-        return token
-    path = token_file or settings.token_file
-    if path is None:
-        return None
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise OpsError(
-            f"Token file {path}: {reason}.", "Give the file with your token as --token-file.", ExitCode.DENIED
-        ) from None
+        decide(act, token_file, as_json)
 
 
 async def _capacity(service: "OpsService", model: str | None) -> Any:
@@ -636,24 +538,6 @@ async def _capacity(service: "OpsService", model: str | None) -> Any:
         return await service.capacity_state(model)
     except OpsError:
         return None
-
-
-def _print_json(value: Any, indent: int | None = 2) -> None:
-    """ASCII only, so that hostile text is inert even on a terminal."""
-    print(json.dumps(value, indent=indent), flush=True)
-
-
-def _fail(error: "OpsError", as_json: bool) -> NoReturn:
-    if as_json:
-        said = {"message": error.message, "next_step": error.next_step, "exit_code": int(error.exit_code)}
-        _print_json({"error": said})
-    else:
-        from ops.views import console, plain
-
-        out = console(stderr=True)
-        out.print(plain(error.message), style="bold red", soft_wrap=True)
-        out.print(plain(error.next_step), soft_wrap=True)
-    raise typer.Exit(int(error.exit_code)) from None
 
 
 if __name__ == "__main__":

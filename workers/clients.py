@@ -1,6 +1,7 @@
 """AWS clients with deliberate timeouts and no retries of their own, kept warm."""
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from types_boto3_ecs.client import ECSClient
     from types_boto3_sns.client import SNSClient
     from types_boto3_sqs.client import SQSClient
+    from types_boto3_sts.client import STSClient
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AwsClients:
@@ -30,7 +35,7 @@ class AwsClients:
     def warm(self) -> None:
         """Connect to what stands between an alarm and its levers. Whatever fails now, the first use will tell."""
         with suppress(BotoCoreError, ClientError):
-            self.cloudwatch().describe_alarms(MaxRecords=1)
+            self.cloudwatch().get_metric_data(MetricDataQueries=[], StartTime=_EPOCH, EndTime=_EPOCH)
         with suppress(BotoCoreError, ClientError):
             self.bedrock().list_provisioned_model_throughputs(maxResults=1)
 
@@ -49,6 +54,10 @@ class AwsClients:
             tcp_keepalive=True,
         )
         return self._session.client(service, endpoint_url=self._settings.aws_endpoint_url, config=config)  # type: ignore[call-overload]
+
+    def client(self, service: str) -> Any:
+        """The client of a service by its boto3 name."""
+        return getattr(self, service)()
 
     def bedrock(self) -> "BedrockClient":
         """Management API of Bedrock."""
@@ -84,3 +93,12 @@ class AwsClients:
         """Alarm messages: the read timeout outlasts a long poll."""
         client: SQSClient = self._client("sqs", read_timeout_seconds=30)
         return client
+
+    def sts(self) -> "STSClient":
+        """Who calls."""
+        client: STSClient = self._client("sts")
+        return client
+
+    def iam(self) -> Any:
+        """What the caller's role may do."""
+        return self._client("iam")

@@ -27,11 +27,13 @@ from activities.settings import ConfigurationError, load_policy
 from domain.alarm_messages import Ignored, NotAnAlarm, described_alarm, parse_alarm
 from domain.alarm_rules import IncidentTarget, target_of
 from domain.alarms import AlarmChange, AlarmState
+from domain.permissions import AwsRole
 from domain.policy import Policy
 from workers.clients import AwsClients
 from workers.incidents import Incidents
 from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
 from workers.outages import Outage, insist
+from workers.permissions import say_missing
 from workers.settings import Settings
 from workers.temporal import connect
 
@@ -73,6 +75,7 @@ class Intake:
         self._settings = settings
         self._policy = policy
         self._incidents = incidents
+        self._clients = aws
         self._sqs: SQSClient = aws.sqs()
         self._cloudwatch: CloudWatchClient = aws.cloudwatch()
         self._bedrock: BedrockClient = aws.bedrock()
@@ -98,6 +101,7 @@ class Intake:
                 keep_loaded()
                 ready()
                 log.info("ready", queue=self._settings.alarm_queue_url)
+                await self._aws(say_missing, AwsRole.INTAKE, self._settings, self._policy, self._clients)
         finally:
             await self._finish()
 

@@ -23,6 +23,7 @@ from activities.entities import EntityActivities, start_capacity
 from activities.health import HealthActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
+from activities.permissions import PermissionActivities
 from activities.report import ReportActivities
 from activities.schedules import ScheduleActivities, ensure_schedules
 from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
@@ -33,9 +34,11 @@ from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.messages import PolicySnapshot
 from domain.people import Roster
+from domain.permissions import AwsRole
 from workers.clients import AwsClients
 from workers.incidents import start_or_join
 from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
+from workers.permissions import say_missing, scope_of
 from workers.redis_loss import watch_redis
 from workers.schedules import schedules
 from workers.settings import Settings
@@ -80,6 +83,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     pages = PageActivities(aws.sns(), topic_arn=settings.page_topic_arn, log=settings.state_dir / "pages.jsonl")
     health = HealthActivities(aws.cloudwatch(), start_or_join)
     report = ReportActivities(aws.cloudwatch(), settings.state_dir / "reports")
+    permissions = PermissionActivities(aws.client, lambda: scope_of(settings, configured.snapshot().policy))
     owners = (
         AssessmentActivities(configured, cloudwatch),
         StandingActivities(configured, leases),
@@ -93,6 +97,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         ecs,
         changes,
         pages,
+        permissions,
         report,
         health,
         ScheduleActivities(schedules),
@@ -132,6 +137,7 @@ async def serve(settings: Settings) -> None:
             _log.info("runbook worker is ready", task_queue=settings.task_queue)
             await asyncio.to_thread(ReportActivities.warm)
             keep_loaded()
+            await asyncio.to_thread(say_missing, AwsRole.WORKER, settings, policy, aws)
             with Knobs(connection, policy.baseline) as knobs:
                 await watch_redis(ledger, knobs, client)
 

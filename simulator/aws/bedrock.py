@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from moto.bedrock import urls
-from moto.bedrock.models import BedrockBackend
+from moto.bedrock.models import BedrockBackend, bedrock_backends
 from moto.bedrock.responses import BedrockResponse
-from moto.core.responses import ActionResult, EmptyResult
+from moto.core.responses import ActionResult, BaseResponse, EmptyResult
 from pydantic import BaseModel, ConfigDict
 
 from simulator.aws.errors import AwsError
@@ -103,6 +103,23 @@ def fleet_of(backend: BedrockBackend) -> Fleet:
     """Kept on moto's backend, so that moto's reset empties it."""
     fleet: Fleet = backend.__dict__.setdefault("_simulator_fleet", Fleet())
     return fleet
+
+
+def provisioned_arn(response: BaseResponse, identifier: str) -> str:
+    """The ARN that an ARN, a name or an id means, also of what does not exist."""
+    fleet = fleet_of(bedrock_backends[response.current_account][response.region])
+    try:
+        return fleet.find(identifier).arn
+    except AwsError:
+        account = f"arn:{response.partition}:bedrock:{response.region}:{response.current_account}"
+        return identifier if identifier.startswith("arn:") else f"{account}{_RESOURCE}{identifier}"
+
+
+def tags_of(response: BaseResponse, arn: str) -> dict[str, str]:
+    """Of a provisioned model; none of what does not exist."""
+    backend = bedrock_backends[response.current_account][response.region]
+    tags: dict[str, str] = backend.tagger.get_tag_dict_for_resource(arn)
+    return tags
 
 
 def force(fleet: Fleet, world: World, identifier: str, forced: ForcedStatus) -> None:

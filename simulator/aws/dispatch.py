@@ -7,6 +7,7 @@ from typing import Any
 from moto.core.errors import COMMON_ERROR_CODES
 from moto.core.responses import ActionResult, BaseResponse
 
+from simulator.aws import iam
 from simulator.aws.errors import AwsError
 from simulator.aws.faults import Fault, FaultKind
 from simulator.aws.trail import RESIDENT_KEY
@@ -14,7 +15,6 @@ from simulator.aws.world import ACCOUNT_ID, ENVIRON_KEY, World
 
 _QUERY_SERVICES = frozenset({"cloudwatch", "iam", "sns", "sts"})
 """Their access-denied code has no `Exception` at its end."""
-_IAM_PREFIXES = {"service-quotas": "servicequotas"}
 
 
 _ERROR_CODE = re.compile(r'"__type": "(?:[^"#]*#)?(?P<json>\w+)|<Code>(?P<xml>[\w.]+)')
@@ -37,6 +37,9 @@ def dispatch(self: BaseResponse, request: Any, full_url: str | None = None, head
         world.stopping.wait(fault.delay_ms / 1000)
     if fault is not None and fault.kind is not FaultKind.LOST_ANSWER:
         answer = _refusal(self, world, fault, service, operation)
+    elif denied := iam.refused(self, service, operation, _parameters(self)):
+        who, need = denied
+        answer = _access_denied(self, who, service, need.action, need.resource)
     else:
         answer = self.call_action()
     if world.trail.records(service, operation):
@@ -54,13 +57,17 @@ def _refusal(response: BaseResponse, world: World, fault: Fault, service: str, o
         return response.serialized(ActionResult(error))
     if fault.kind is FaultKind.SERVER_ERROR:
         error = AwsError("InternalServerException", "The service failed on purpose.")
-        status, answered, body = response.serialized(ActionResult(error))
+        _, answered, body = response.serialized(ActionResult(error))
         return 500, answered, body
-    action = f"{_IAM_PREFIXES.get(service, service)}:{operation}"
+    action = f"{iam.prefix(service)}:{operation}"
+    return _access_denied(response, world.settings.principal_arn, service, action, _resource(response, service))
+
+
+def _access_denied(response: BaseResponse, who: str, service: str, action: str, resource: str) -> Any:
     code = "AccessDenied" if service in _QUERY_SERVICES else "AccessDeniedException"
     message = (
-        f"User: {world.settings.principal_arn} is not authorized to perform: {action} on resource: "
-        f"{_resource(response, service)} because no identity-based policy allows the {action} action"
+        f"User: {who} is not authorized to perform: {action} on resource: {resource} "
+        f"because no identity-based policy allows the {action} action"
     )
     status, answered, body = response.serialized(ActionResult(AwsError(code, message)))
     return 403 if service in _QUERY_SERVICES else status, answered, body

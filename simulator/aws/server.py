@@ -22,7 +22,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from pydantic import BaseModel, ValidationError
 from werkzeug.serving import ThreadedWSGIServer
 
-from simulator.aws import bedrock, cloudtrail, cloudwatch, dispatch, ecs, sns, sqs
+from simulator.aws import bedrock, cloudtrail, cloudwatch, dispatch, ecs, iam, sns, sqs
 from simulator.aws.errors import AwsError
 from simulator.aws.faults import Fault
 from simulator.aws.trail import TrailEvent
@@ -322,5 +322,5 @@ def _dumped(models: Iterable[BaseModel]) -> list[Any]:
 
 def _install() -> None:
     """Everything of ours that takes the place of moto's. Idempotent."""
-    for module in (dispatch, bedrock, cloudtrail, cloudwatch, ecs, sns, sqs):
+    for module in (dispatch, bedrock, cloudtrail, cloudwatch, ecs, iam, sns, sqs):
         module.install()

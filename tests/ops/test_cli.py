@@ -22,7 +22,7 @@ from domain.messages import (
     incident_id,
 )
 from domain.people import Role
-from ops.cli import EXIT_CODES
+from ops.cli_shared import EXIT_CODES
 from ops.service import ExitCode, OpsError, OpsService, parse_duration, parse_incident
 from ops.stack import Stack, StackOptions
 from ops.tokens import issue
