@@ -208,9 +208,9 @@ class PlanCost(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    unit_hours_so_far: float = 0
+    unit_hours_so_far: int = 0
     """Of those that stand, and of `Situation.purchases`."""
-    unit_hours_ahead: float = 0
+    unit_hours_ahead: int = 0
     """Within the plan's horizon."""
     usd_so_far: float | None = None
     """None: the model has no price."""

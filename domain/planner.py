@@ -1,9 +1,9 @@
 """The planner: from the fleet and the demands to the ordered steps that make one fit the other; pure."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from typing import Literal
 
@@ -13,15 +13,18 @@ from domain.capacity import (
     Demand,
     DemandKind,
     DemandOutcome,
+    ExpectedUnits,
     Order,
+    PlanCost,
     ProvisionedModel,
     Situation,
     Step,
     StepKind,
 )
-from domain.timetable import demands
-
-NEXT_WINDOWS = timedelta(days=1)
+from domain.cost import Meter, Over, excess_id, first_over
+from domain.fleet import Choice, Piece, Projection, Spell, Terms, choose, chunks, project
+from domain.purchases import Excess
+from domain.wishes import Board, Wish, Wishes, utc
 
 
 def plan(situation: Situation) -> CapacityPlan:
@@ -29,193 +32,214 @@ def plan(situation: Situation) -> CapacityPlan:
 
     A baseline is others' to provide: what is bought are the units over it, also while units of the baseline are
     missing. The timetable's units are bought like any other. What nobody wants does not stay.
-    Nothing is created over ceiling or quota; nothing committed, not ours, or younger than the minimum hold is deleted.
+    Nothing is created over ceiling, quota or a daily cap; nothing committed, not ours, or younger than the minimum hold
+    is deleted, and nothing in use because of a cap: that is a person's to decide.
     A creation that outlasts the provisioning timeout is replaced where quota allows, and released if it does end.
     Planning again after any step, done or failed, goes on where it stopped.
     """
-    now, spec = situation.now, situation.spec
-    wish = _wish(situation, now)
-    baseline, desired = wish.baseline, wish.units
-    fleet = situation.fleet or ()
-    landed = {model.name for model in fleet}
-    sending = [order for order in situation.sending if order.name not in landed]
-    alive = [model for model in fleet if model.status != "Failed" and model.arn not in situation.leaving]
-    late = [model for model in alive if _late(model, situation)]
-    counted = [model for model in alive if model not in late]
-    ours = sorted((model for model in counted if _releasable(model, situation)), key=_keep_first)
-    fixed_units = _units(counted) - _units(ours) + _units(sending)
-    base_units = sum(model.units for model in alive if model.committed or not model.ours)
-    missing_base = max(0, min(baseline, desired) - base_units) if situation.fleet is not None else 0
-    attainable = desired - missing_base
-    target = max(0, attainable - fixed_units)
-    leaving_units = sum(model.units for model in fleet if model.arn in situation.leaving)
-    room = max(0, spec.most_units - _units(alive) - _units(sending) - leaving_units)
+    now, board, fleet = situation.now, Board(situation), _Fleet(situation)
+    wish, wishes = board.wish(now), board.wishes()
+    desired = wish.units
+    terms = fleet.terms(wish)
+    excess, projection = None, None
+    choice = Choice(fleet.pieces, (), 0, 0, 0)
+    if situation.fleet is not None and not situation.paused:
+        wishes, excess, projection = _within_caps(situation, fleet, board, wishes, terms)
+        choice = choose(fleet.pieces, fleet.room, now, wishes, terms)
+    attainable = terms.attainable(desired)
+    dropped = {piece.key for piece in choice.drop}
+    surplus = [model for model in fleet.alive if model.arn in dropped]
+    surplus += [] if situation.paused else [x for x in fleet.late if x.created_at + fleet.hold <= now]
+    staying = [model for model in fleet.alive if model.arn not in dropped]
+    enough = sum(model.units for model in staying if model.in_service) >= terms.attainable(wishes.at(now))
+    there = _units(staying) + _units(fleet.sending)
 
-    sums = _subsets(ours)
-    kept = sums[max(total for total in sums if total <= target)]
-    missing = target - _units(kept)
-    if missing > room and len(kept) < len(ours):
-        # No room to build the exact sum beside what stands: rather some units too many than too few.
-        kept = sums[min(total for total in sums if total >= target)]
-        missing = 0
-    buy = min(missing, room) if situation.fleet is not None else 0
-    surplus = [model for model in ours if model not in kept]
-    staying = [model for model in counted if model not in surplus]
-    surplus += [model for model in late if _releasable(model, situation)]
-    enough = sum(model.units for model in staying if model.in_service) >= attainable
-    asked = wish.words
-
-    steps = [
-        _step(StepKind.DELETE, model, f"its creation failed: {model.failure or 'no reason given'}")
-        for model in fleet
-        if model.status == "Failed" and model.ours and not model.committed and model.arn not in situation.leaving
-    ]
-    orders = _orders(situation, wish, _units(staying) + _units(sending), buy)
-    why_create = f"{desired} units for {asked}, {_units(staying) + _units(sending)} there or on the way"
+    orders = _orders(situation, wish, wishes, there + desired - attainable, choice.buy)
+    why_create = f"{desired} units for {wish.words}, {there} there or on the way"
+    steps = [] if situation.paused else _failed(situation)
     steps += [Step(kind=StepKind.CREATE, name=x.name, units=x.units, why=why_create, order=x) for x in orders]
     steps += [
         _step(StepKind.AWAIT, model, "capacity counts only once it is in service")
-        for model in alive
+        for model in [*fleet.alive, *fleet.late]
         if model.status == "Creating"
     ]
     not_yet = [Step(kind=StepKind.AWAIT, name=x.name, units=x.units, why="asked for", ready=False) for x in orders]
     steps += not_yet
-    routes = {model.arn: model.units for model in alive if model.in_service and not (enough and model in surplus)}
+    routes = {x.arn: x.units for x in fleet.alive if x.in_service and not (enough and x.arn in dropped)}
     steps += [
-        _step(StepKind.PUBLISH, model, "in service") for model in alive if model.arn in routes.keys() - situation.routed
+        _step(StepKind.PUBLISH, x, "in service") for x in fleet.alive if x.arn in routes.keys() - situation.routed
     ]
     steps += [step.model_copy(update={"kind": StepKind.PUBLISH, "why": "once in service"}) for step in not_yet]
     for model in surplus:
-        steps += _retire(model, situation, enough, f"{desired} units for {asked} are met without it")
+        steps += _retire(model, situation, enough, f"{desired} units for {wish.words} are met without it")
 
-    ends_at = _units(staying) + _units(sending) + buy
-    no_base = f"only {base_units} of the baseline's {baseline} units are there; buying them needs a person"
-    absent = no_base if missing_base else ""
-    surprise = (
-        "" if ends_at == attainable else _why_not(situation, attainable, ends_at, fixed_units, leaving_units, late)
-    )
-    why_not = "; ".join(filter(None, (absent, surprise)))
-    in_service = sum(model.units for model in alive if model.in_service)
+    ends_at = there + choice.buy
+    absent = ""
+    if situation.fleet is not None and attainable < desired:
+        absent = (
+            f"only {terms.base_units} of the baseline's {wish.baseline} units are there; buying them needs a person"
+        )
+    reasons = [absent, _limit(situation, wish), situation.paused and f"paused: {situation.paused}"]
+    reasons += [excess.text] if excess is not None and ends_at < attainable else []
+    if ends_at != attainable and not situation.paused and (excess is None or ends_at > attainable):
+        reasons.append(_why_not(situation, fleet, choice, attainable, ends_at))
+    why_not = "; ".join(filter(None, reasons))
+    in_service = sum(model.units for model in fleet.alive if model.in_service)
+    said = _Said(fleet, [*fleet.sending, *orders], absent, excess)
     return CapacityPlan(
         desired_units=desired,
         wanted_for=wish.words,
         units_in_service=in_service,
         ends_at_units=ends_at,
         why_not=why_not,
-        summary=_summary(desired, asked, in_service, alive, sending, buy, surplus, why_not),
+        summary=_summary(desired, wish.words, in_service, fleet, choice.buy, surplus, why_not),
         steps=tuple(steps),
         routes=routes,
-        outcomes=tuple(
-            _outcome(demand, wish, situation, counted, [*sending, *orders], absent)
-            for demand in situation.demands
-            if demand.end > now
-        ),
+        outcomes=tuple(_outcome(demand, board, situation, said) for demand in situation.demands if demand.end > now),
         ended=tuple(demand.demand_id for demand in situation.demands if demand.end <= now),
-        next_change_at=_next_change(situation, alive, ends_at > attainable),
+        next_change_at=_next_change(board, situation, fleet, ends_at > attainable),
+        expected=_expected(board, projection, now, in_service),
+        cost=_cost(situation, fleet, projection),
+        excess=excess,
     )
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """What is wanted at one moment, and by whom."""
+class _Fleet:
+    """What stands, what comes and what goes."""
 
-    baseline: int
-    """Of it, others' to provide."""
-    units: int
-    """Within floor, ceiling and quota."""
-    largest: tuple[Demand, ...]
-    """Demands that combine by max, the largest first."""
-    features: tuple[Demand, ...]
-    words: str
+    def __init__(self, situation: Situation) -> None:
+        self._situation = situation
+        fleet, policy, now = situation.fleet or (), situation.policy, situation.now
+        landed = {model.name for model in fleet}
+        self.hold = policy.minimum_hold - min(policy.release_ahead, policy.minimum_hold)
+        self.sending = [order for order in situation.sending if order.name not in landed]
+        there = [model for model in fleet if model.status != "Failed" and model.arn not in situation.leaving]
+        self.late = [model for model in there if _late(model, situation)]
+        self.alive = [model for model in there if model not in self.late]
+        leaving = [model for model in fleet if model.arn in situation.leaving]
+        self.leaving_units = _units(leaving)
+        self.blocked = self.leaving_units + _units(self.late)
+        """Units that count for the quota and not for the demands."""
+        standing = _units(self.alive) + _units(self.sending) + self.blocked
+        self.room = max(0, situation.spec.most_units - standing)
+        ready = now + policy.poll_interval
+        self.pieces = (
+            *(
+                Piece(
+                    key=model.arn,
+                    units=model.units,
+                    since=model.created_at,
+                    ready=model.created_at
+                    if model.in_service
+                    else max(ready, model.created_at + policy.provisioning_lag),
+                    releasable=model.created_at + self.hold if model.ours and not model.committed else None,
+                )
+                for model in self.alive
+            ),
+            *(
+                Piece(x.name, x.units, now, now + policy.provisioning_lag, now + max(self.hold, policy.poll_interval))
+                for x in self.sending
+            ),
+        )
+        self.past = [
+            *(Spell(x.units, x.created_at, now) for x in [*leaving, *self.late] if x.ours and not x.committed),
+            *(
+                Spell(x.units, x.bought_at, x.ended_at)
+                for x in situation.purchases
+                if x.ended_at is not None and not x.failed
+            ),
+        ]
 
-    def buyer(self, level: int) -> Demand:
-        """Who wants the unit number `level`: of several the one who wants it longest."""
-        longest = max((x for x in self.largest if x.units >= level), key=lambda x: x.end, default=None)
-        demand = longest or next(iter([*self.features, *self.largest]), None)
-        assert demand is not None, "nothing is bought without a demand"
-        return demand
+    def terms(self, wish: Wish) -> Terms:
+        """What binds the choices."""
+        policy, spec = self._situation.policy, self._situation.spec
+        return Terms(
+            period=Meter(self._situation).period,
+            hold=self.hold,
+            lag=policy.provisioning_lag,
+            burst_units=policy.burst_units,
+            most_units=spec.most_units,
+            baseline=wish.baseline if self._situation.fleet is not None else 0,
+            base_units=sum(model.units for model in self.alive if model.committed or not model.ours),
+        )
 
 
-def _wish(situation: Situation, at: datetime) -> _Wish:
-    """The largest of all demands that are active at `at` or start within the lead time; features add to it."""
-    spec = situation.spec
+def _within_caps(
+    situation: Situation, fleet: _Fleet, board: Board, wishes: Wishes, terms: Terms
+) -> tuple[Wishes, Excess | None, Projection]:
+    """The wishes as far as the daily caps allow to buy now, what waits for a person, and what both lead to.
+
+    First come, first served: what begins later does not keep from buying now, except the timetable. What would pass a
+    cap later is asked for ahead of time.
+    """
+    now, meter = situation.now, Meter(situation)
+
+    def follow(what: Wishes) -> tuple[Projection, Over | None]:
+        ahead = project(fleet.pieces, fleet.blocked, now, board.horizon, what, terms)
+        by_day = meter.by_day([*fleet.past, *ahead.spells])
+        return ahead, first_over(by_day, situation.policy, situation.spec, situation.consents, now)
+
+    projection, over = follow(wishes)
+    if over is None:
+        return wishes, None, projection
     lead = situation.policy.provisioning_lead
-    timetable, model = situation.timetable, situation.model
-    everyone = [*situation.demands]
-    baseline = spec.baseline_units
-    if timetable is not None and model in timetable.models:
-        baseline = 0
-        everyone += demands(timetable, model, situation.clock, at, at + lead)
-    active = [demand for demand in everyone if demand.start - lead <= at < demand.end]
-    largest = sorted(
-        (x for x in active if x.kind is not DemandKind.FEATURE and x.units > baseline),
-        key=lambda x: (x.units, x.end, x.demand_id),
-        reverse=True,
+    begun = board.wishes(only=[demand for demand in situation.demands if demand.start - lead <= now])
+    _, over_now = follow(begun)
+    subject, over = (wishes, over) if over_now is None else (begun, over_now)
+    top, level = max(subject.units), 0
+    for step in (64, 32, 16, 8, 4, 2, 1):
+        if level + step < top and follow(subject.limited(level + step))[1] is None:
+            level += step
+    stands = min(wishes.at(now), _units(fleet.pieces) + wishes.at(now) - terms.attainable(wishes.at(now)))
+    level = max(level, stands if over_now is not None else wishes.at(now))
+    if level >= top:  # what stands passes the cap by itself: nothing is bought, and nothing waits
+        return wishes, None, projection
+    peak = next(at for at, units in zip(subject.moments, subject.units, strict=True) if units == top)
+    excess = _excess(board.wish(peak).buyer(level + 1), top, level, over, situation)
+    limited = wishes.limited(level)
+    return (wishes if over_now is None else limited), excess, follow(limited)[0]
+
+
+def _excess(demand: Demand, top: int, level: int, over: Over, situation: Situation) -> Excess:
+    price = situation.spec.usd_per_unit_hour
+    money = f" ({over.unit_hours * price:,.0f} USD)" if price is not None else ""
+    return Excess(
+        excess_id=excess_id(over.day, over.cap, demand.asked_by),
+        cap="day",
+        asked_by=demand.asked_by,
+        units=top - level,
+        amount=over.amount,
+        unit=over.unit,
+        until=demand.end,
+        text=(
+            f"{top} units of {situation.model}, for {demand.asked_by} until {utc(demand.end)}, would bring "
+            f"{over.day.isoformat()} to {over.unit_hours} unit-hours{money}, {over.amount:,.0f} {over.unit} over "
+            f"{over.cap} {over.limit:,.0f}; {top - level} of them wait for an approval, {level} do not need it"
+        ),
     )
-    features = sorted((x for x in active if x.kind is DemandKind.FEATURE), key=lambda x: x.demand_id)
-    base = f"the policy's baseline of {baseline}" if baseline else "nobody"
-    words = "the policy's baseline" if baseline else "nobody"
-    if largest:
-        words = f"{largest[0].asked_by} until {_utc(largest[0].end)}"
-        less = [f"{x.asked_by}'s {x.units}" for x in largest[1:]] + ([base] if baseline else [])
-        words += f", larger than {', '.join(less)}" if less else ""
-    words += "".join(f", and {x.units} more for {x.asked_by} until {_utc(x.end)}" for x in features)
-    units = max([baseline, *(x.units for x in largest)]) + sum(x.units for x in features)
-    return _Wish(baseline, spec.clamped(units), tuple(largest), tuple(features), words)
 
 
-def _units(items: Iterable[ProvisionedModel] | Iterable[Order]) -> int:
+def _units(items: Sequence[ProvisionedModel] | Sequence[Order] | Sequence[Piece]) -> int:
     return sum(item.units for item in items)
 
 
-def _releasable(model: ProvisionedModel, situation: Situation) -> bool:
-    return model.ours and not model.committed and situation.now >= _hold_ends(model, situation)
-
-
-def _late(model: ProvisionedModel, situation: Situation) -> bool:
-    """In creation for so long that it is not waited for any more."""
-    ours = model.ours and not model.committed
-    return ours and model.status == "Creating" and situation.now >= _late_from(model, situation)
-
-
-def _late_from(model: ProvisionedModel, situation: Situation) -> datetime:
-    return model.created_at + situation.policy.provisioning_timeout
-
-
-def _hold_ends(model: ProvisionedModel, situation: Situation) -> datetime:
-    return model.created_at + situation.policy.minimum_hold - situation.policy.release_ahead
-
-
-def _keep_first(model: ProvisionedModel) -> tuple[bool, datetime, str]:
-    return not model.in_service, model.created_at, model.arn
-
-
-def _subsets(models: Sequence[ProvisionedModel]) -> dict[int, tuple[ProvisionedModel, ...]]:
-    """Every sum of units that some of `models` have, and which: the first ones where several do."""
-    sums: dict[int, tuple[ProvisionedModel, ...]] = {0: ()}
-    for model in models:
-        for total, chosen in list(sums.items()):
-            sums.setdefault(total + model.units, (*chosen, model))
-    return sums
-
-
-def _orders(situation: Situation, wish: _Wish, there: int, buy: int) -> list[Order]:
-    """`buy` units in chunks; what was asked for without an answer comes first, under its own token."""
+def _orders(situation: Situation, wish: Wish, wishes: Wishes, level: int, buy: int) -> list[Order]:
+    """`buy` units over `level` in chunks; what was asked for without an answer comes first, under its own token."""
     landed = {model.name for model in situation.fleet or ()} | {order.name for order in situation.sending}
     again = [order for order in situation.unanswered if order.name not in landed]
     orders: list[Order] = []
     sequence = situation.next_sequence
     while buy > 0:
-        units = min(buy, situation.policy.burst_units)
         order = next((order for order in again if order.units <= buy), None)
         if order is not None:
             again.remove(order)
         else:
-            order = _order(situation, wish.buyer(there + units), sequence, units)
+            units = chunks(level, buy, situation.now, wishes, situation.policy.burst_units)[0]
+            order = _order(situation, wish.buyer(level + units), sequence, units)
             sequence += 1
         orders.append(order)
         buy -= order.units
-        there += order.units
+        level += order.units
     return orders
 
 
@@ -232,6 +256,24 @@ def _order(situation: Situation, buyer: Demand, sequence: int, units: int) -> Or
     )
 
 
+def _failed(situation: Situation) -> list[Step]:
+    return [
+        _step(StepKind.DELETE, model, f"its creation failed: {model.failure or 'no reason given'}")
+        for model in situation.fleet or ()
+        if model.status == "Failed" and model.ours and not model.committed and model.arn not in situation.leaving
+    ]
+
+
+def _late(model: ProvisionedModel, situation: Situation) -> bool:
+    """In creation for so long that it is not waited for any more."""
+    ours = model.ours and not model.committed
+    return ours and model.status == "Creating" and situation.now >= _late_from(model, situation)
+
+
+def _late_from(model: ProvisionedModel, situation: Situation) -> datetime:
+    return model.created_at + situation.policy.provisioning_timeout
+
+
 def _step(kind: StepKind, model: ProvisionedModel, why: str, ready: bool = True) -> Step:
     return Step(kind=kind, name=model.name, arn=model.arn, units=model.units, why=why, ready=ready)
 
@@ -246,23 +288,35 @@ def _retire(model: ProvisionedModel, situation: Situation, enough: bool, why: st
     return [*withdraw, drain, _step(StepKind.DELETE, model, why, ready=False)]
 
 
-def _why_not(
-    situation: Situation,
-    attainable: int,
-    ends_at: int,
-    fixed_units: int,
-    leaving_units: int,
-    late: Sequence[ProvisionedModel],
-) -> str:
+def _limit(situation: Situation, wish: Wish) -> str:
+    """Why all together get less than they ask for, or more."""
+    spec = situation.spec
+    if wish.asked > wish.units:
+        quota = "" if spec.quota_units is None else f", quota_units {spec.quota_units}"
+        return (
+            f"{wish.asked} units are asked for, {wish.units} are the limit (ceiling_units {spec.ceiling_units}{quota})"
+        )
+    return f"floor_units is {spec.floor_units}, {wish.asked} are asked for" if wish.asked < wish.units else ""
+
+
+def _why_not(situation: Situation, fleet: _Fleet, choice: Choice, attainable: int, ends_at: int) -> str:
     if situation.fleet is None:
         return "the fleet is not known yet"
     if ends_at < attainable:
-        parts = [f"{leaving_units} units that are being deleted are gone"] if leaving_units or not late else []
-        overdue = f"{_units(late)} units in creation for over {situation.policy.provisioning_timeout} come or can go"
-        parts += [overdue] if late else []
+        parts = []
+        if fleet.leaving_units or not fleet.late:
+            parts.append(f"{fleet.leaving_units} units that are being deleted are gone")
+        if fleet.late:
+            timeout = situation.policy.provisioning_timeout
+            parts.append(f"{_units(fleet.late)} units in creation for over {timeout} come or can go")
         return f"{attainable - ends_at} units have to wait until {' and '.join(parts)}"
-    if fixed_units > attainable:
-        return f"{fixed_units} units are others', committed, within their minimum hold or just asked for"
+    fixed = [x for x in fleet.pieces if x.releasable is None or x.releasable > situation.now]
+    if _units(fixed) > attainable:
+        return f"{_units(fixed)} units are others', committed, within their minimum hold or just asked for"
+    if choice.again:
+        return f"{choice.again} units stay, for they are wanted again before the hour ends that is paid for"
+    if choice.cheaper:
+        return f"{choice.cheaper} units too many stay: until the next change that costs less than the exact sum"
     return (
         f"{ends_at - attainable} units too many stay: to replace them by fewer, both would have to stand side by side, "
         f"and {situation.spec.most_units} units are the limit"
@@ -271,36 +325,39 @@ def _why_not(
 
 def _summary(
     desired: int,
-    asked: str,
+    words: str,
     in_service: int,
-    alive: Sequence[ProvisionedModel],
-    sending: Sequence[Order],
+    fleet: _Fleet,
     buy: int,
     surplus: Sequence[ProvisionedModel],
     why_not: str,
 ) -> str:
-    creating = sum(model.units for model in alive if model.status == "Creating")
-    parts = [f"{desired} units wanted for {asked}", f"{in_service} in service"]
+    creating = sum(model.units for model in fleet.alive if model.status == "Creating")
+    parts = [f"{desired} units wanted for {words}", f"{in_service} in service"]
     parts += [f"{creating} in creation"] if creating else []
-    parts += [f"{_units(sending) + buy} to be created"] if sending or buy else []
+    parts += [f"{_units(fleet.sending) + buy} to be created"] if fleet.sending or buy else []
     parts += [f"{_units(surplus)} to be deleted"] if surplus else []
     return "; ".join(parts) + (f" ({why_not})" if why_not else "")
 
 
-def _outcome(
-    demand: Demand,
-    wish: _Wish,
-    situation: Situation,
-    alive: Sequence[ProvisionedModel],
-    asking: Sequence[Order],
-    absent: str,
-) -> DemandOutcome:
-    """`absent`: that the baseline is not all there; then what we buy is not enough."""
-    lead = situation.policy.provisioning_lead
-    feature = demand.kind is DemandKind.FEATURE
-    added = sum(x.units for x in wish.features)
-    asked = wish.units if feature else demand.units + added
+@dataclass(frozen=True)
+class _Said:
+    """What the answers to all demands are made of."""
+
+    fleet: _Fleet
+    asking: Sequence[Order]
+    """Asked of AWS, or about to be."""
+    absent: str
+    """That the baseline is not all there; then what we buy is not enough."""
+    excess: Excess | None
+
+
+def _outcome(demand: Demand, board: Board, situation: Situation, said: _Said) -> DemandOutcome:
+    buys_at = demand.start - situation.policy.provisioning_lead
+    wish = board.wish(max(situation.now, buys_at))
+    asked = wish.asked if demand.kind is DemandKind.FEATURE else demand.units + sum(x.units for x in wish.features)
     wanted = situation.spec.clamped(asked)
+    alive, asking = said.fleet.alive, said.asking
     in_service = [model for model in alive if model.in_service]
     used = sum(model.units for model in in_service if model.arn in situation.routed)
     coming = _units(alive) + _units(asking) - used
@@ -310,16 +367,18 @@ def _outcome(
     if wanted != asked:
         parts.append(f"{asked} asked for, limited to {wanted} by floor, ceiling or quota")
     status: Literal["requested", "in_service", "failed"] = "in_service"
-    if demand.start - lead > situation.now:
+    waiting = [said.excess.text] if said.excess is not None and said.excess.asked_by == demand.asked_by else []
+    if buys_at > situation.now:
         status = "requested"
-        parts.append(f"it starts at {_utc(demand.start)}; units are bought from {_utc(demand.start - lead)} on")
+        parts += [f"it starts at {utc(demand.start)}; units are bought from {utc(buys_at)} on", *waiting]
     elif used < wanted:
-        status = "failed" if situation.troubles or (absent and not coming) else "requested"
+        status = "failed" if situation.troubles or (said.absent and not coming) else "requested"
         unrouted, creating = _units(in_service) - used, _units(alive) - _units(in_service)
         parts += [f"{unrouted} of them get calls once their routes are published"] if unrouted else []
         parts += [f"{creating} more accepted by AWS and on the way"] if creating and not asking else []
         parts += [f"{_units(asking) + creating} more being asked of AWS"] if asking and not situation.troubles else []
-        parts += [absent] if absent else []
+        parts += [said.absent] if said.absent else []
+        parts += [f"paused: {situation.paused}"] if situation.paused else waiting
         parts += situation.troubles
     return DemandOutcome(
         demand_id=demand.demand_id,
@@ -330,18 +389,36 @@ def _outcome(
     )
 
 
-def _next_change(situation: Situation, alive: Sequence[ProvisionedModel], too_many: bool) -> datetime | None:
-    lead = situation.policy.provisioning_lead
-    everyone = [*situation.demands]
-    if situation.timetable is not None and situation.model in situation.timetable.models:
-        soon = situation.now + lead + NEXT_WINDOWS
-        everyone += demands(situation.timetable, situation.model, situation.clock, situation.now, soon)
-    moments = [moment for demand in everyone for moment in (demand.start - lead, demand.end)]
-    moments += [_late_from(model, situation) for model in alive if model.ours and model.status == "Creating"]
+def _next_change(board: Board, situation: Situation, fleet: _Fleet, too_many: bool) -> datetime | None:
+    now = situation.now
+    moments = [board.next_change] if board.next_change is not None else []
+    moments += [_late_from(model, situation) for model in fleet.alive if model.ours and model.status == "Creating"]
+    moments += [model.created_at + fleet.hold for model in fleet.late]
     if too_many:
-        moments += [_hold_ends(model, situation) for model in alive if model.ours]
-    return min((moment for moment in moments if moment > situation.now), default=None)
+        moments += [piece.releasable for piece in fleet.pieces if piece.releasable is not None]
+    return min((moment for moment in moments if moment > now), default=None)
 
 
-def _utc(at: datetime) -> str:
-    return at.strftime("%Y-%m-%d %H:%M:%S %Z")
+def _expected(board: Board, projection: Projection | None, now: datetime, in_service: int) -> tuple[ExpectedUnits, ...]:
+    units_from = dict(projection.in_service) if projection is not None else {now: in_service}
+    units, found = in_service, list[ExpectedUnits]()
+    for at in sorted({*units_from, *board.changes}):
+        units = units_from.get(at, units)
+        wanted = board.wish(at, lead=False).units
+        if not found or (found[-1].units, found[-1].wanted) != (units, wanted):
+            found.append(ExpectedUnits(at=at, units=units, wanted=wanted))
+    return tuple(found)
+
+
+def _cost(situation: Situation, fleet: _Fleet, projection: Projection | None) -> PlanCost:
+    meter, price = Meter(situation), situation.spec.usd_per_unit_hour
+    bought = [x for x in fleet.pieces if x.releasable is not None and x.since < situation.now]
+    stands = meter.unit_hours(Spell(x.units, x.since, situation.now) for x in bought)
+    past = meter.unit_hours(fleet.past)
+    ahead = max(0, meter.unit_hours(projection.spells) - stands) if projection is not None else 0
+    return PlanCost(
+        unit_hours_so_far=past + stands,
+        unit_hours_ahead=ahead,
+        usd_so_far=None if price is None else (past + stands) * price,
+        usd_ahead=None if price is None else ahead * price,
+    )

@@ -104,8 +104,6 @@ class CapacityPolicy(Section):
     provisioning_timeout: ScaledDuration = timedelta(minutes=30)
     poll_interval: ScaledDuration = timedelta(seconds=30)
     """How often a provisioned model in creation is looked at."""
-    billing_period: ScaledDuration = timedelta(hours=1)
-    """What was begun is paid whole (AWS bills provisioned throughput by the hour)."""
     minimum_hold: ScaledDuration = timedelta(hours=1)
     """A bought model is kept at least this long, less `release_ahead`, so that no hour is paid twice."""
     release_ahead: ScaledDuration = timedelta(minutes=5)
