@@ -3,9 +3,10 @@
 import asyncio
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from types_boto3_bedrock.client import BedrockClient
     from types_boto3_bedrock.type_defs import ProvisionedModelSummaryTypeDef, TagTypeDef
 
+ASKED_BY_TAG, UNTIL_TAG = "asked-by", "until"
+"""Provenance of what we buy, beside `MANAGED_BY_TAG`."""
+
 
 class BedrockActivities:
     """The one hand on Bedrock's provisioned throughput. botocore's errors pass through, to be mapped to kinds."""
@@ -48,7 +52,7 @@ class BedrockActivities:
         """List all provisioned models of a model, whoever made them, and plan: one step, as buying is urgent."""
         situation = request.situation
         known = situation.fleet or ()
-        listed = tuple(self._list(situation.spec, {model.arn: model.ours for model in known}))
+        listed = tuple(self.listed(situation.spec, known))
         fleet = merged(known, listed, request.unlisted, request.gone)
         return Surveyed(listed=listed, plan=plan(situation.model_copy(update={"fleet": fleet})))
 
@@ -87,18 +91,20 @@ class BedrockActivities:
 
     def _units(self, spec: ModelPolicy) -> FleetUnits:
         """Units of a model, whoever made them."""
-        fleet = [_model(summary, ours=False) for summary in self._summaries(spec)]
+        fleet = [_model(summary) for summary in self._summaries(spec)]
         return FleetUnits(
             units=sum(model.units for model in fleet if model.status in ("InService", "Updating")),
             creating=sum(model.units for model in fleet if model.status == "Creating"),
         )
 
-    def _list(self, spec: ModelPolicy, known: Mapping[str, bool]) -> Iterator[ProvisionedModel]:
-        """Tags tell which are ours; those of `known` ARNs are not read again."""
+    def listed(self, spec: ModelPolicy, known: Iterable[ProvisionedModel]) -> Iterator[ProvisionedModel]:
+        """The model's fleet, whoever made it. Tags tell which are ours; those of `known` ones are not read again."""
+        before = {model.arn: model for model in known}
         for summary in self._summaries(spec):
-            ours = self._is_ours(summary["provisionedModelArn"], known)
-            if ours is not None:
-                yield _model(summary, ours)
+            arn = summary["provisionedModelArn"]
+            provenance = _provenance_of(before[arn]) if arn in before else self._provenance(arn)
+            if provenance is not None:
+                yield _model(summary).model_copy(update=provenance)
 
     @activity.defn
     def look_at_fleet(self, snapshot: PolicySnapshot) -> list[FoundModel]:
@@ -106,10 +112,10 @@ class BedrockActivities:
         found = []
         for summary in self._all():
             names = [name for name, spec in snapshot.policy.models.items() if _is_of(spec, summary)]
-            ours = self._is_ours(summary["provisionedModelArn"], {})
-            if ours is not None:
+            provenance = self._provenance(summary["provisionedModelArn"])
+            if provenance is not None:
                 base = summary["foundationModelArn"].rpartition("/")[2]
-                listed = _model(summary, ours).model_dump()
+                listed = _model(summary).model_dump() | provenance
                 found.append(FoundModel(**listed, model=names[0] if names else None, base_model_id=base))
         return found
 
@@ -121,15 +127,19 @@ class BedrockActivities:
         for page in self._bedrock.get_paginator("list_provisioned_model_throughputs").paginate():
             yield from page["provisionedModelSummaries"]
 
-    def _is_ours(self, arn: str, known: Mapping[str, bool]) -> bool | None:
-        """None: it has vanished since it was listed."""
-        if arn in known:
-            return known[arn]
+    def _provenance(self, arn: str) -> dict[str, Any] | None:
+        """What its tags say of where it comes from; None: it has vanished since it was listed."""
         try:
             tags = self._bedrock.list_tags_for_resource(resourceARN=arn)["tags"]
         except self._bedrock.exceptions.ResourceNotFoundException:
             return None
-        return {"key": MANAGED_BY_TAG, "value": MANAGED_BY} in tags
+        said = {tag["key"]: tag["value"] for tag in tags}
+        if said.get(MANAGED_BY_TAG) != MANAGED_BY:
+            return {"ours": False}
+        until: datetime | None = None
+        with suppress(ValueError):  # somebody edited the tag, or removed it
+            until = datetime.fromisoformat(said.get(UNTIL_TAG, ""))
+        return {"ours": True, "asked_by": said.get(ASKED_BY_TAG), "until": until if until and until.tzinfo else None}
 
     @activity.defn
     def create_model(self, request: CreateModel) -> str:
@@ -205,7 +215,12 @@ def _is_of(spec: ModelPolicy, summary: "ProvisionedModelSummaryTypeDef") -> bool
     return bool(ids & {spec.model_id, spec.provisioned_model_id})
 
 
-def _model(summary: "ProvisionedModelSummaryTypeDef", ours: bool) -> ProvisionedModel:
+def _provenance_of(model: ProvisionedModel) -> dict[str, Any]:
+    return {"ours": model.ours, "asked_by": model.asked_by, "until": model.until}
+
+
+def _model(summary: "ProvisionedModelSummaryTypeDef") -> ProvisionedModel:
+    """Not ours as far as the list says: it has no tags."""
     status = summary["status"]
     return ProvisionedModel(
         arn=summary["provisionedModelArn"],
@@ -213,11 +228,10 @@ def _model(summary: "ProvisionedModelSummaryTypeDef", ours: bool) -> Provisioned
         units=summary["desiredModelUnits"] if status == "Creating" else summary["modelUnits"],
         status=status,
         committed="commitmentDuration" in summary,
-        ours=ours,
         created_at=summary["creationTime"],
     )
 
 
 def _tags(order: Order) -> "list[TagTypeDef]":
-    tags = {MANAGED_BY_TAG: MANAGED_BY, "asked-by": order.asked_by, "until": order.until.isoformat()}
+    tags = {MANAGED_BY_TAG: MANAGED_BY, ASKED_BY_TAG: order.asked_by, UNTIL_TAG: order.until.isoformat()}
     return [{"key": key, "value": re.sub(r"[^a-zA-Z0-9\s._:/=+@-]", "_", value)[:256]} for key, value in tags.items()]

@@ -6,6 +6,7 @@ from temporalio import activity
 from domain import planner
 from domain.capacity import CapacityPlan, Situation
 from domain.health import HealthReport, JudgeHealth, judge
+from domain.ladder import Ladder, Shortage, ladder
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
@@ -30,6 +31,11 @@ class DecisionActivities:
     async def plan_capacity(self, request: Situation) -> CapacityPlan:
         """The steps from the fleet to the units that are wanted."""
         return planner.plan(request)
+
+    @activity.defn
+    async def climb_ladder(self, request: Shortage) -> Ladder:
+        """The rungs that are due while units are missing."""
+        return ladder(request)
 
     @activity.defn
     async def assess_override(self, request: AssessOverride) -> Assessment:

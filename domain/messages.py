@@ -11,11 +11,20 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from domain.alarms import AlarmChange
 from domain.calendar import CalendarEvent
-from domain.capacity import Demand, DemandOutcome, ModelStatus, Order, ProvisionedModel
+from domain.capacity import (
+    Demand,
+    DemandOutcome,
+    ExpectedUnits,
+    ModelStatus,
+    Order,
+    PlanCost,
+    ProvisionedModel,
+)
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence
 from domain.incident import Decision, IncidentRecord, Lever, LeverName, RecoveryCheck, TimelineEntry
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
+from domain.ladder import Rung
 from domain.load import LoadSnapshot
 from domain.mitigation import MitigationPlan
 from domain.override import OverrideKind, OverrideRecord
@@ -623,6 +632,8 @@ class AwaitedApproval(Message):
     """Over the cap, in `unit`; None: it is not about money."""
     unit: str = ""
     since: AwareDatetime
+    until: AwareDatetime
+    """It is given back then; an approval does not count any longer."""
 
 
 class PurchaseState(Message):
@@ -640,13 +651,6 @@ class PurchaseState(Message):
     """Paid for so far, in business hours."""
     usd: float | None
     """None: the policy has no price."""
-
-
-class UnitsAt(Message):
-    """Units from a moment on."""
-
-    at: AwareDatetime
-    units: int
 
 
 class CapacityState(Message):
@@ -674,18 +678,29 @@ class CapacityState(Message):
     awaiting: list[AwaitedApproval] = []
     """What a person has been asked to agree to."""
     consents: list[Consent] = []
-    """What a person agreed to, while it counts."""
+    """What a person agreed to pay, while it counts."""
+    agreed: list[str] = []
+    """Approval ids of rungs that a person agreed to."""
     purchases: list[Purchase] = []
-    """What costs or did lately; `bought` has the figures of what there is now."""
+    """What costs or did lately: the caps look back."""
     bought: list[PurchaseState] = []
     """What we have bought and still pay for."""
-    spent_today_unit_hours: float = 0
-    """In business hours of the timetable's day; with `spent_today_usd` where there is a price."""
-    spent_today_usd: float | None = None
-    expected: list[UnitsAt] = []
-    """The units that demands and timetable want over the next 48 business hours."""
-    rungs: list[str] = []
-    """Rungs of the ladder in force while units are missing, in words, the first one first."""
+    cost: PlanCost = PlanCost()
+    """Of all that was bought, as last planned."""
+    expected: list[ExpectedUnits] = []
+    """Units over the plan's horizon, as last planned."""
+    short_since: AwareDatetime | None = None
+    """Units that are wanted now are missing since then, and are not on their way."""
+    rungs: list[Rung] = []
+    """Rungs of the ladder in force while units are missing, the first one first."""
+    leases: list[LeaseRequest] = []
+    """What the rungs hold."""
+    paged_for: list[str] = []
+    """What kept units away when people were paged about it last."""
+    problems: list[str] = []
+    """What does not work, one by one; `last_error` has them in one line."""
+    retry_at: AwareDatetime | None = None
+    """When what failed is tried again; None: nothing failed."""
     decisions: list[Decision] = []
     """The latest ones of people, denials too."""
     timeline: list[TimelineEntry] = []
@@ -697,6 +712,17 @@ class CapacityInput(Message):
     state: CapacityState
     snapshot: PolicySnapshot | None = None
     """The policy as whoever starts it has just read it; None: it is read first."""
+
+
+class WatchCapacity(Message):
+    """Looks at a model's capacity, every so often, until something is other than known."""
+
+    model: str
+    snapshot: PolicySnapshot
+    fleet: list[ProvisionedModel]
+    routes: dict[str, int]
+    """ARN to units, as published."""
+    every: timedelta
 
 
 class CreateModel(Message):

@@ -15,6 +15,7 @@ from temporalio.worker import Worker
 from activities.assessment import AssessmentActivities
 from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
+from activities.capacity_watch import CapacityWatch
 from activities.changes import ChangeActivities
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
@@ -90,6 +91,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         cloudwatch,
         leases,
         bedrock,
+        CapacityWatch(configured.snapshot, bedrock, routes),
         calendar,
         entities,
         decisions,

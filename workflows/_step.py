@@ -1,6 +1,6 @@
-"""The three ways a workflow touches the world: read, mutate, wait. A summary is mandatory: it is the UI's line.
+"""The ways a workflow touches the world: read, mutate, wait, watch. A summary is mandatory: it is the UI's line.
 
-`decide` is the fourth kind of step: a pure decision that chooses or counts commands. It runs as an activity so that
+`decide` is another kind of step: a pure decision that chooses or counts commands. It runs as an activity so that
 its result is in the history, and editing the domain later cannot break replay. A regular one: a local activity that
 runs beside other steps does not always come in the same order in a replay (sdk-python issues 1578 and 1881), and the
 incident fails with a nondeterminism error after a worker's restart.
@@ -15,6 +15,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.settings import SettingsActivities
+from domain.errors import ErrorKind
 from domain.messages import PolicySnapshot
 
 S = TypeVar("S")
@@ -85,6 +86,22 @@ async def wait(activity: Callable[..., Any], arg: Any, *, summary: str, at_most:
         start_to_close_timeout=at_most + WAIT_MARGIN,
         heartbeat_timeout=WAIT_HEARTBEAT,
         retry_policy=WAIT_RETRY,
+        summary=summary,
+    )
+
+
+async def watch(activity: Callable[[S, A], R], arg: A, *, summary: str, every: timedelta) -> R:
+    """Look at the world every so often until it is other than known: retries are the looks.
+
+    No history per look, and no slot held between looks. Raises ActivityError when a look fails with a kind.
+    """
+    return await workflow.execute_activity_method(
+        activity,
+        arg,
+        start_to_close_timeout=READ_TOTAL,
+        retry_policy=RetryPolicy(
+            initial_interval=every, backoff_coefficient=1, non_retryable_error_types=[kind.value for kind in ErrorKind]
+        ),
         summary=summary,
     )
 

@@ -52,6 +52,7 @@ from domain.messages import (
     ReportResult,
     TakeLeases,
     ThrottleAssessment,
+    WatchCapacity,
     WatchedRelease,
     WatchRelease,
     WithdrawDemand,
@@ -302,6 +303,15 @@ class FakeWorld:
         situation = request.situation
         fleet = merged(situation.fleet or (), tuple(self.fleet), request.unlisted, request.gone)
         return Surveyed(listed=tuple(self.fleet), plan=capacity_plan(situation.model_copy(update={"fleet": fleet})))
+
+    @activity.defn
+    async def watch_capacity(self, request: WatchCapacity) -> str:
+        """As the product's: a look that finds nothing new is tried again."""
+        self._saw(request)
+        known = {(model.arn, model.status) for model in request.fleet}
+        if self.snapshot != request.snapshot or known != {(model.arn, model.status) for model in self.fleet}:
+            return "something"
+        raise ApplicationError("as before", type="AsBefore", next_retry_delay=request.every)
 
     @activity.defn
     async def create_model(self, request: CreateModel) -> str:

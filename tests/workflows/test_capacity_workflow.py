@@ -25,8 +25,11 @@ from temporalio.service import RPCError
 from temporalio.worker import Replayer, Worker
 
 from activities.bedrock import BedrockActivities
+from activities.capacity_watch import CapacityWatch
 from activities.decisions import DecisionActivities
 from activities.entities import EntityActivities
+from activities.leases import LeaseActivities
+from activities.pages import PageActivities
 from activities.settings import SettingsActivities
 from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
@@ -125,6 +128,15 @@ class Stack:
     bedrock: Any = None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
 
+    @property
+    def pages_file(self) -> Path:
+        return self.policy_file.with_name("pages.jsonl")
+
+    def pages(self) -> list[str]:
+        """Texts of what people were paged, with whom first."""
+        lines = self.pages_file.read_text().splitlines() if self.pages_file.exists() else []
+        return ["{to}: {text}".format_map(json.loads(line)) for line in lines]
+
     def set_policy(self, **capacity: Any) -> None:
         """Written anew; read at the next start and reconciliation."""
         models = {**Policy().models, self.model: SONNET}
@@ -135,6 +147,7 @@ class Stack:
 
     async def start_worker(self) -> None:
         settings = SettingsActivities(policy_file=self.policy_file, roster_file=None, clock=RehearsalClock())
+        bedrock = BedrockActivities(AwsClients(self.settings).bedrock(), Routes(self.redis))
         worker = Worker(
             self.client,
             task_queue=self.settings.task_queue,
@@ -142,7 +155,10 @@ class Stack:
             activities=[
                 method
                 for owner in (
-                    BedrockActivities(AwsClients(self.settings).bedrock(), Routes(self.redis)),
+                    bedrock,
+                    CapacityWatch(settings.snapshot, bedrock, Routes(self.redis)),
+                    LeaseActivities(Ledger(self.redis)),
+                    PageActivities(AwsClients(self.settings).sns(), topic_arn=None, log=self.pages_file),
                     DecisionActivities(),
                     EntityActivities(settings.snapshot),
                     settings,
