@@ -4,6 +4,7 @@ Durations marked `ScaledDuration` belong to the business and are divided by a re
 loaded; the others are technical. Sources are named per section (S1 to S5 are the scenarios of the runbooks).
 """
 
+import math
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -174,6 +175,16 @@ class TimetablePolicy(Section):
         """Models it names. Others have their baseline."""
         return tuple(self.windows[0].units)
 
+    def unit_hours_a_day(self, model: str, lead_hours: float) -> float:
+        """The most unit-hours of an ordinary day: each unit is bought ahead, and its last hour is paid whole."""
+        ordered = sorted(self.windows, key=lambda window: window.start)
+        rises = (
+            max(0, following.units[model] - window.units[model])
+            for window, following in zip(ordered, [*ordered[1:], ordered[0]], strict=True)
+        )
+        stands = sum(x.units[model] * _seconds_after(x.start, x.end) for x in ordered) / 3600
+        return stands + sum(rises) * (1 + lead_hours)
+
     @model_validator(mode="after")
     def _covers_the_day(self) -> Self:
         names = set(self.models)
@@ -186,6 +197,8 @@ class TimetablePolicy(Section):
         ordered = sorted(self.windows, key=lambda window: window.start)
         for window, following in zip(ordered, [*ordered[1:], ordered[0]], strict=True):
             ends, begins = _seconds_after(window.start, window.end), _seconds_after(window.start, following.start)
+            if following.start == window.start and following is not window:
+                begins = 0
             if ends < begins:
                 raise ValueError(
                     f"windows: none covers {window.end:%H:%M} to {following.start:%H:%M}; they must cover 24 h"
@@ -635,6 +648,27 @@ class Policy(Section):
                     )
                 if units == 0:
                     self._on_demand_carries(window, name, where)
+        return self
+
+    @model_validator(mode="after")
+    def _caps_leave_the_plan(self) -> Self:
+        """What is planned anyway must fit into the daily caps, or every day would ask a person."""
+        capacity = self.capacity
+        for name, spec in self.models.items():
+            needs = [(24.0 * spec.floor_units, f"floor_units {spec.floor_units}")]
+            if self.timetable is not None and name in self.timetable.models:
+                lead = capacity.provisioning_lead / timedelta(hours=1)
+                needs.append((self.timetable.unit_hours_a_day(name, lead), "the timetable"))
+            need, what = max(needs)
+            caps = [("max_unit_hours_per_day", capacity.max_unit_hours_per_day, 1.0)]
+            if spec.usd_per_unit_hour is not None:
+                caps.append(("max_usd_per_day", capacity.max_usd_per_day, spec.usd_per_unit_hour))
+            for cap, limit, price in caps:
+                if limit is not None and need * price > limit:
+                    raise ValueError(
+                        f"capacity.{cap}: {limit:g}; at least {math.ceil(need * price)} are needed, "
+                        f"for {what} alone comes to that with {name}"
+                    )
         return self
 
     def _on_demand_carries(self, window: TimetableWindow, name: str, where: str) -> None:
