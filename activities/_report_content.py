@@ -20,6 +20,7 @@ from domain.messages import ABORT, APPROVE_REVERT, RELEASE_LEVER, PolicySnapshot
 TOKYO = ZoneInfo("Asia/Tokyo")
 LEVER_TITLES = {
     LeverName.MODEL_ROUTING: "model routing",
+    LeverName.REQUEST_COALESCING: "request coalescing",
     LeverName.CACHE_TTL: "cache TTL",
     LeverName.CAPACITY: "capacity",
 }

@@ -1,47 +1,91 @@
 """What an incident knows before it acts, read in one step because every step before the levers delays them."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from temporalio import activity
 
+from activities.bedrock import BedrockActivities
+from activities.calendar import CalendarActivities
 from activities.cloudwatch import CloudWatchActivities
 from activities.settings import SettingsActivities
+from domain import timetable
+from domain.evidence import EvidenceKey
 from domain.load import LoadSnapshot
-from domain.messages import AssessThrottle, LoadQuery, ThrottleAssessment, load_query
-from domain.runbooks import throttle
+from domain.messages import AssessThrottle, PolicySnapshot, ThrottleAssessment, calendar_check, load_query
+from domain.runbooks import scaling_lag, throttle
+
+R = TypeVar("R")
 
 _TRY_AGAIN = timedelta(milliseconds=100)
 
 
 class AssessmentActivities:
-    """The policy, the metrics, and the plan that follows from both."""
+    """The policy, the metrics, the units and the calendar, and the plan that follows from all of them."""
 
-    def __init__(self, settings: SettingsActivities, cloudwatch: CloudWatchActivities) -> None:
+    def __init__(
+        self,
+        settings: SettingsActivities,
+        cloudwatch: CloudWatchActivities,
+        bedrock: BedrockActivities,
+        calendar: CalendarActivities,
+    ) -> None:
         self._settings = settings
         self._cloudwatch = cloudwatch
+        self._bedrock = bedrock
+        self._calendar = calendar
 
     @activity.defn
     async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
-        """Scenario 1's levers for the load as it is now; when it cannot be read within the budget, for none."""
+        """Which scenario it is, and its levers. What cannot be read within the budget is planned without.
+
+        Without the load nothing is bought; without the units or the calendar it is scenario 1.
+        """
         snapshot = request.snapshot or self._settings.snapshot()
-        policy = snapshot.policy
-        if request.model not in policy.models:
+        policy, model, now = snapshot.policy, request.model, request.now
+        if model not in policy.models:
             nothing = LoadSnapshot(observed_at=datetime.now(UTC))
             return ThrottleAssessment(snapshot=snapshot, load=nothing, plan=None)
-        load, unread = await self._load(load_query(policy, request.model), policy.evidence.budget)
-        plan = throttle.plan(request.model, load, policy, snapshot.clock, request.now)
-        return ThrottleAssessment(snapshot=snapshot, load=load, unread=unread, plan=plan)
+        budget, spec = policy.evidence.budget, policy.models[model]
+        (load, unread), (fleet, _), (near, _) = await asyncio.gather(
+            _within(budget, lambda: self._cloudwatch.read_load(load_query(policy, model))),
+            _within(budget, lambda: self._bedrock.units_of(spec)),
+            _within(budget, lambda: self._event_near(model, snapshot, now)),
+        )
+        in_service = fleet.units if fleet else None
+        expected = timetable.units_at(policy, model, snapshot.clock.business(now))
+        lags, why = scaling_lag.units_lag(in_service, expected, near)
+        load = load or LoadSnapshot(observed_at=datetime.now(UTC))
+        make = scaling_lag.plan if lags else throttle.plan
+        return ThrottleAssessment(
+            snapshot=snapshot,
+            load=load,
+            unread=unread,
+            plan=make(model, load, policy, snapshot.clock, now, expected),
+            runbook="scaling-lag" if lags else "throttle",
+            why=why,
+            units_in_service=in_service,
+        )
 
-    async def _load(self, query: LoadQuery, budget: timedelta) -> tuple[LoadSnapshot, str]:
-        why = f"no answer within {budget.total_seconds():g} s"
-        try:
-            async with asyncio.timeout(budget.total_seconds()):
-                while True:
-                    try:
-                        return await asyncio.to_thread(self._cloudwatch.read_load, query), ""
-                    except Exception as error:
-                        why = str(error)
-                    await asyncio.sleep(_TRY_AGAIN.total_seconds())
-        except TimeoutError:
-            return LoadSnapshot(observed_at=datetime.now(UTC)), why
+    def _event_near(self, model: str, snapshot: PolicySnapshot, now: datetime) -> bool | None:
+        """Whether the incident is within an event's window; None: a row that cannot be read might be one."""
+        [check] = self._calendar.check_calendar(calendar_check(snapshot, model, now))
+        found = check.evidence.value(EvidenceKey.EVENT_CONFIGURED)
+        return found if isinstance(found, bool) else None
+
+
+async def _within(budget: timedelta, read: Callable[[], R]) -> tuple[R | None, str]:
+    """What `read` answers, tried again until the budget is spent; else None, and why it could not be read."""
+    why = f"no answer within {budget.total_seconds():g} s"
+    try:
+        async with asyncio.timeout(budget.total_seconds()):
+            while True:
+                try:
+                    return await asyncio.to_thread(read), ""
+                except Exception as error:
+                    why = str(error)
+                await asyncio.sleep(_TRY_AGAIN.total_seconds())
+    except TimeoutError:
+        return None, why

@@ -60,7 +60,7 @@ class BedrockActivities:
     def check_capacity(self, request: CheckCapacity) -> list[Check]:
         """First-response check 3: is provisioned throughput at the expected level?"""
         started = time.perf_counter()
-        fleet = self._units(request.spec)
+        fleet = self.units_of(request.spec)
         now = datetime.now(UTC)
         creating = f", {fleet.creating} more are being created" if fleet.creating else ""
         level = "as expected" if fleet.units >= request.expected_units else f"{request.expected_units} are expected"
@@ -84,18 +84,22 @@ class BedrockActivities:
     async def await_units(self, request: AwaitUnits) -> FleetUnits:
         """Poll until exactly `units` are in service and none is in creation, or give up; answers what there is."""
         while True:
-            fleet = await asyncio.to_thread(self._units, request.spec)
+            fleet = await asyncio.to_thread(self.units_of, request.spec)
             if (fleet.units == request.units and not fleet.creating) or elapsed() >= request.give_up_after:
                 return fleet
             await pause(request.poll_interval, fleet.units)
 
-    def _units(self, spec: ModelPolicy) -> FleetUnits:
+    def units_of(self, spec: ModelPolicy) -> FleetUnits:
         """Units of a model, whoever made them."""
         fleet = [_model(summary) for summary in self._summaries(spec)]
         return FleetUnits(
             units=sum(model.units for model in fleet if model.status in ("InService", "Updating")),
             creating=sum(model.units for model in fleet if model.status == "Creating"),
         )
+
+    def arns_of(self, spec: ModelPolicy) -> set[str]:
+        """ARNs of all provisioned models of a model, whatever their status."""
+        return {summary["provisionedModelArn"] for summary in self._summaries(spec)}
 
     def listed(self, spec: ModelPolicy, known: Iterable[ProvisionedModel]) -> Iterator[ProvisionedModel]:
         """The model's fleet, whoever made it. Tags tell which are ours; those of `known` ones are not read again."""

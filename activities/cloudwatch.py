@@ -136,6 +136,7 @@ class CloudWatchActivities:
             EvidenceKey.P99_MS: load.p99_ms,
             EvidenceKey.FALLBACK_PERCENT: load.fallback_percent,
             EvidenceKey.HIT_RATE_PERCENT: None if load.hit_rate is None else load.hit_rate * 100,
+            EvidenceKey.CALLS_PER_SECOND_PER_TASK: load.calls_per_second_per_task,
         }
         evidence = evidence_of(readings, "cloudwatch GetMetricData", load.observed_at, "no data in the lookback")
         throttles = model.throttles
@@ -194,6 +195,7 @@ class CloudWatchActivities:
         ask("fallback", MetricName.FALLBACK_RATE, {})
         ask("hits", MetricName.CACHE_HIT_RATE, {})
         ask("tasks", MetricName.RUNNING_TASK_COUNT, self._ecs)
+        ask("calls per task", MetricName.INVOCATIONS_PER_TASK, {})
         period = max(1, round(query.period.total_seconds()))
         end = datetime.fromtimestamp(math.floor(time.time() / period) * period, UTC)
         answer = self._cloudwatch.get_metric_data(
@@ -245,6 +247,7 @@ def snapshot(
         p99_before_ms=_before_throttles(series["p99"], [series[f"throttles {model}"] for model in models]),
         fallback_percent=current("fallback"),
         tasks_running=current("tasks"),
+        calls_per_second_per_task=current("calls per task"),
     )
 
 

@@ -10,7 +10,7 @@ from domain.ladder import Ladder, Shortage, ladder
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
-from domain.runbooks import throttle
+from domain.runbooks import scaling_lag, throttle
 from domain.trees import Diagnosis, diagnose
 
 
@@ -19,13 +19,15 @@ class DecisionActivities:
 
     @activity.defn
     async def diagnose_throttle(self, request: DiagnoseThrottle) -> Diagnosis:
-        """Scenario 1's tree over what is known."""
+        """The runbook's trees over what is known."""
+        if request.runbook == "scaling-lag":
+            return scaling_lag.diagnosed(request.evidence, request.policy)
         return diagnose(throttle.TREE, request.evidence)
 
     @activity.defn
     async def guard_release(self, request: GuardRelease) -> Guard:
         """Whether a lever may be released now."""
-        return guard(request.lever, request.held, request.model, request.load, request.policy)
+        return guard(request.lever, request.held, request.model, request.load, request.policy, request.base_units)
 
     @activity.defn
     async def plan_capacity(self, request: Situation) -> CapacityPlan:

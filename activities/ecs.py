@@ -12,6 +12,7 @@ from domain.messages import CheckTasks
 
 if TYPE_CHECKING:
     from types_boto3_ecs.client import ECSClient
+    from types_boto3_ecs.type_defs import ServiceTypeDef
 
 
 class EcsActivities:
@@ -22,15 +23,22 @@ class EcsActivities:
         self._cluster = cluster
         self._service = service
 
-    @activity.defn
-    def check_tasks(self, request: CheckTasks) -> list[Check]:
-        """First-response check 4: does the auto-scaler respond? The current counts come from DescribeServices."""
-        started = time.perf_counter()
+    def running_tasks(self) -> int:
+        """How many tasks run. Raises as `check_tasks` does."""
+        return self._describe()["runningCount"]
+
+    def _describe(self) -> "ServiceTypeDef":
         answer = self._ecs.describe_services(cluster=self._cluster, services=[self._service])
         if not answer["services"]:
             reasons = ", ".join(failure.get("reason", "?") for failure in answer["failures"])
             raise ValueError(f"ecs_service: there is no {self._service!r} in cluster {self._cluster!r} ({reasons})")
-        service = answer["services"][0]
+        return answer["services"][0]
+
+    @activity.defn
+    def check_tasks(self, request: CheckTasks) -> list[Check]:
+        """First-response check 4: does the auto-scaler respond? The current counts come from DescribeServices."""
+        started = time.perf_counter()
+        service = self._describe()
         running, desired = service["runningCount"], service["desiredCount"]
         now = datetime.now(UTC)
         if running < desired:

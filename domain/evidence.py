@@ -39,6 +39,20 @@ class EvidenceKey(StrEnum):
     EVENT_CAPACITY_TOKENS_PER_SECOND = "event_capacity_tokens_per_second"
     """What those units give."""
     EVENT_LEAD_SECONDS = "event_lead_seconds"
+    # What stands between the timetable and Bedrock (scenario 4)
+    UNITS_EXPECTED = "units_expected"
+    """What the timetable wants in service at this hour."""
+    PROVISIONED_TOKENS_PER_SECOND = "provisioned_tokens_per_second"
+    """What the units in service give, on-demand left out."""
+    CAPACITY_WORKFLOW = "capacity_workflow"
+    """`running`, `paused` or `missing`."""
+    SCHEDULES_OFF = "schedules_off"
+    """Temporal Schedules of ours that are paused or missing, each in words."""
+    PROVISIONING_ERROR = "provisioning_error"
+    """Kind of the error that keeps the capacity workflow from units (`domain.errors`); empty: none."""
+    PROVISIONING_ERROR_TEXT = "provisioning_error_text"
+    CALLS_PER_SECOND_PER_TASK = "calls_per_second_per_task"
+    """Calls to Bedrock that one ECS task makes."""
     # Recent changes
     RECENT_CHANGES = "recent_changes"
 

@@ -15,6 +15,7 @@ from domain.load import LoadSnapshot
 from domain.trees import Diagnosis
 
 Recovery = Literal["recovered under load", "the demand went away"]
+RunbookName = Literal["throttle", "scaling-lag"]
 
 
 class Phase(StrEnum):
@@ -35,9 +36,10 @@ class Phase(StrEnum):
 
 
 class LeverName(StrEnum):
-    """The levers of throttle mitigation, in the order of the way back."""
+    """The levers of mitigations, in the order of the way back."""
 
     MODEL_ROUTING = "model_routing"
+    REQUEST_COALESCING = "request_coalescing"
     CACHE_TTL = "cache_ttl_seconds"
     CAPACITY = "capacity"
 
@@ -144,8 +146,8 @@ class IncidentRecord(BaseModel):
     run_id: str
     key: str
     model: str | None
-    runbook: Literal["throttle"] | None
-    """None: a triage incident, opened for an alarm that maps to nothing."""
+    runbook: RunbookName | None
+    """None: a triage incident, opened for an alarm that maps to nothing. Throttling has two: the units tell which."""
     service: str = "mangaassist"
     severity: Literal["SEV1", "SEV2", "SEV3"] = "SEV2"
     phase: Phase = Phase.TRIAGE
@@ -170,6 +172,8 @@ class IncidentRecord(BaseModel):
     arithmetic: list[str] = Field(default_factory=list)
     """The plan's sums, a line each."""
     levers: list[Lever] = Field(default_factory=list)
+    units_before: int | None = None
+    """In service when the plan was made; None: they could not be read."""
     units_bought: int = 0
     """Provisioned units bought for this incident, over what was there."""
     recovery_checks: list[RecoveryCheck] = Field(default_factory=list)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import StrictBool, StrictInt, StrictStr
+from pydantic import StrictBool, StrictFloat, StrictInt, StrictStr
 
 from domain.people import Role
 
 KnobValue = (
     StrictBool
     | StrictInt
+    | StrictFloat
     | None
     | dict[str, StrictStr]
     | dict[str, StrictBool]
@@ -37,6 +38,22 @@ class Whole:
     def allowed(self, unit: str, ranks: Ranks) -> str:
         """What is, in words."""
         return f"a whole number of {unit} from {self.minimum} to {self.maximum}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number within bounds."""
+
+    minimum: float
+    maximum: float
+
+    def takes(self, value: object, ranks: Ranks) -> bool:
+        """Whether `value` is one."""
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.minimum <= value <= self.maximum
+
+    def allowed(self, unit: str, ranks: Ranks) -> str:
+        """What is, in words."""
+        return f"a number of {unit} from {self.minimum:g} to {self.maximum:g}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,7 @@ class KnobSpec:
     meaning: str
     unit: str = ""
     """What one of its numbers counts."""
-    kind: Whole | Switch | Model | Counts
+    kind: Whole | Number | Switch | Model | Counts
     by: Literal["intent", "feature"] | None = None
     """Values are maps with one such value for each of these; None: the value is a plain one."""
     merge: Merge

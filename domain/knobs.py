@@ -22,6 +22,7 @@ from domain.knob_spec import (
     Counts,
     KnobSpec,
     Model,
+    Number,
     Ranks,
     Switch,
     Whole,
@@ -88,7 +89,7 @@ class KnobName(StrEnum):
         KnobSpec(
             meaning="how often one task may call Bedrock",
             unit="calls a second",
-            kind=Whole(1, 1000),
+            kind=Number(0.01, 1000),
             merge=SMALLEST,
             baseline=None,
         ),
@@ -155,7 +156,8 @@ class Holder(BaseModel):
 
     kind: Literal["incident", "person", "capacity"]
     id: str = Field(min_length=1, max_length=200)
-    """The workflow id of the incident or of a model's capacity, or the verified subject of a person's token."""
+    """The workflow id of the incident, of a model's capacity or of its coupling with ECS, or the verified subject of a
+    person's token."""
 
 
 class LeaseRequest(BaseModel):

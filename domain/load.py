@@ -43,6 +43,8 @@ class LoadSnapshot(BaseModel):
     """P99 at the start of the lookback, if nothing was throttled then: the value before an incident that is young."""
     fallback_percent: float | None = None
     tasks_running: float | None = None
+    calls_per_second_per_task: float | None = None
+    """Calls to Bedrock, of all models, that one ECS task makes."""
 
     def model(self, name: str) -> ModelLoad:
         """The model's load; all unknown when it was not read."""

@@ -4,7 +4,7 @@ A handler is declared with the name from here (`@workflow.update(name=APPROVE_RE
 name, so that neither imports the other.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -22,7 +22,7 @@ from domain.capacity import (
 )
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence
-from domain.incident import Decision, IncidentRecord, Lever, LeverName, RecoveryCheck, TimelineEntry
+from domain.incident import Decision, IncidentRecord, Lever, LeverName, RecoveryCheck, RunbookName, TimelineEntry
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.ladder import Rung
 from domain.load import LoadSnapshot
@@ -36,6 +36,7 @@ TASK_QUEUE = "runbooks"
 
 INCIDENT_WORKFLOW = "IncidentWorkflow"
 THROTTLE_MITIGATION_WORKFLOW = "ThrottleMitigationWorkflow"
+SCALING_LAG_MITIGATION_WORKFLOW = "ScalingLagMitigationWorkflow"
 CLEANUP_WORKFLOW = "PostIncidentCleanupWorkflow"
 CAPACITY_WORKFLOW = "CapacityWorkflow"
 OVERRIDE_WORKFLOW = "OverrideWorkflow"
@@ -407,6 +408,16 @@ class AwaitUnits(Message):
     give_up_after: timedelta
 
 
+class CheckPlumbing(Message):
+    """What stands between the timetable and the units of a model."""
+
+    model: str
+    spec: ModelPolicy
+    expected_units: int
+    schedules: list[str]
+    """Ids of the schedules that should be there."""
+
+
 class CheckTasks(Message):
     """First-response check 4."""
 
@@ -425,6 +436,18 @@ class CheckCalendar(Message):
     tokens_per_second_per_unit: float
 
 
+def calendar_check(snapshot: PolicySnapshot, model: str, now: datetime) -> CheckCalendar:
+    """The check of an incident of `model` at workflow time `now`."""
+    policy, clock = snapshot.policy, snapshot.clock
+    return CheckCalendar(
+        model=model,
+        at=clock.business(now),
+        match_before=clock.business_duration(policy.calendar.match_before),
+        match_after=clock.business_duration(policy.calendar.match_after),
+        tokens_per_second_per_unit=policy.models[model].tokens_per_second_per_unit,
+    )
+
+
 class CheckChanges(Message):
     """First-response check 6."""
 
@@ -437,13 +460,16 @@ class CheckChanges(Message):
 
 
 class DiagnoseThrottle(Message):
-    """Scenario 1's tree over what is known."""
+    """The tree of scenario 1, or the two of scenario 4, over what is known."""
 
     evidence: Evidence
+    runbook: RunbookName = "throttle"
+    policy: Policy = Policy()
+    """Scenario 4's thresholds."""
 
 
 class AssessThrottle(Message):
-    """Asks for scenario 1's levers in view of the metrics as they are."""
+    """Asks which scenario it is, and for its levers, in view of metrics, units and calendar as they are."""
 
     model: str
     now: AwareDatetime
@@ -460,6 +486,12 @@ class ThrottleAssessment(Message):
     """Why the load could not be read, and is empty."""
     plan: MitigationPlan | None
     """None: the policy does not have the model."""
+    runbook: RunbookName = "throttle"
+    """Which of throttling's two runbooks made the plan, ..."""
+    why: str = ""
+    """... and why."""
+    units_in_service: int | None = None
+    """None: they could not be read."""
 
 
 class GuardRelease(Message):
@@ -470,6 +502,8 @@ class GuardRelease(Message):
     model: str
     load: LoadSnapshot
     policy: Policy
+    base_units: int
+    """What is there without the incident's own."""
 
 
 class Page(Message):
@@ -653,6 +687,14 @@ class PurchaseState(Message):
     """None: the policy has no price."""
 
 
+class Trouble(Message):
+    """Why there are not more units."""
+
+    kind: str
+    """Of `domain.errors`; or `late`: a creation never ends, `failed`: AWS failed to create."""
+    text: str
+
+
 class CapacityState(Message):
     """Everything a capacity workflow knows; also what it carries over continue-as-new."""
 
@@ -699,6 +741,8 @@ class CapacityState(Message):
     """What kept units away when people were paged about it last."""
     problems: list[str] = []
     """What does not work, one by one; `last_error` has them in one line."""
+    troubles: list[Trouble] = []
+    """Those that keep units away, with their kinds."""
     retry_at: AwareDatetime | None = None
     """When what failed is tried again; None: nothing failed."""
     decisions: list[Decision] = []

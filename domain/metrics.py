@@ -22,6 +22,7 @@ class MetricName(StrEnum):
     TOKENS_PER_SECOND = "TokensPerSecond"
     OFFERED_TOKENS_PER_SECOND = "OfferedTokensPerSecond"
     CAPACITY_TOKENS_PER_SECOND = "CapacityTokensPerSecond"
+    INVOCATIONS_PER_TASK = "InvocationsPerTask"
     BEDROCK_QUEUE_DEPTH = "BedrockQueueDepth"
     REQUEST_LATENCY_P99 = "RequestLatencyP99"
     FALLBACK_RATE = "FallbackRate"
@@ -96,6 +97,13 @@ _ALL = (
         dimensions=("Model",),
         statistic="Average",
         meaning="tokens/s the data plane can have answered: routed provisioned units plus on-demand quota",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.INVOCATIONS_PER_TASK,
+        unit="Count/Second",
+        statistic="Average",
+        meaning="calls to Bedrock that one ECS task makes, refused ones included",
     ),
     Metric(
         namespace=MANGA_ASSIST,

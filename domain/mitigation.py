@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel
 
 from domain.clock import RehearsalClock
-from domain.incident import Lever, LeverName, Recovery, RecoveryCheck
+from domain.incident import Lever, LeverName, LeverStatus, Recovery, RecoveryCheck
 from domain.load import LoadSnapshot, load_on, remaining_tokens_per_second, total_offered
 from domain.policy import Policy, RecoveryPolicy
 
@@ -91,11 +91,40 @@ def _room(target: str, load: LoadSnapshot, policy: Policy) -> float:
     return policy.throttle.downgrade_headroom * usable
 
 
-def cap_cost(units: int, model: str, policy: Policy, clock: RehearsalClock, lines: list[str]) -> tuple[int, list[str]]:
+def routing_lever(model: str, load: LoadSnapshot, policy: Policy, until: datetime) -> tuple[Lever, dict[str, str]]:
+    """The downgrade, held until then at most, and the intents it moves; not needed where none fits."""
+    moved, why = downgrades(model, load, policy)
+    names, configured = ", ".join(sorted(moved)), policy.baseline.model_routing
+    lever = Lever(
+        name=LeverName.MODEL_ROUTING,
+        status=LeverStatus.APPLYING if moved else LeverStatus.NOT_NEEDED,
+        before=", ".join(f"{name}: {configured[name]}" for name in sorted(moved)) or "as configured",
+        after=", ".join(f"{name}: {target}" for name, target in sorted(moved.items())) or "as configured",
+        why=f"{names} need less quality, and fit ({why})" if moved else why,
+        hold_until=until if moved else None,
+    )
+    return lever, moved
+
+
+def ttl_lever(seconds: int, why: str, policy: Policy, until: datetime) -> Lever:
+    """A longer cache TTL, held until then at most."""
+    return Lever(
+        name=LeverName.CACHE_TTL,
+        status=LeverStatus.APPLYING,
+        before=f"{policy.cache_ttl_seconds} s",
+        after=f"{seconds} s",
+        why=why,
+        hold_until=until,
+    )
+
+
+def cap_cost(
+    units: int, base_units: int, model: str, policy: Policy, clock: RehearsalClock, lines: list[str]
+) -> tuple[int, list[str]]:
     """Clamp by the incident's cost cap over the maximum hold; unit-hours where no price is configured."""
     spec, capacity = policy.models[model], policy.capacity
     hours = clock.business_duration(policy.way_back.capacity_max_hold) / timedelta(hours=1)
-    extra = max(0, units - spec.baseline_units)
+    extra = max(0, units - base_units)
     affordable = int(capacity.max_unit_hours_per_incident / hours)
     if spec.usd_per_unit_hour is not None and capacity.max_usd_per_incident is not None:
         affordable = min(affordable, int(capacity.max_usd_per_incident / (hours * spec.usd_per_unit_hour)))
@@ -104,10 +133,10 @@ def cap_cost(units: int, model: str, policy: Policy, clock: RehearsalClock, line
         f", at most {bought * hours * spec.usd_per_unit_hour:,.0f} USD" if spec.usd_per_unit_hour is not None else ""
     )
     lines.append(
-        f"{extra} units over the baseline of {spec.baseline_units} for at most {hours:g} h are "
+        f"{extra} units over the {base_units} of this hour for at most {hours:g} h are "
         f"{extra * hours:g} unit-hours; the cap per incident allows {affordable} units: {bought} units{price}."
     )
-    return spec.baseline_units + bought, lines
+    return base_units + bought, lines
 
 
 # ---------------------------------------------------------------- recovery
@@ -215,10 +244,13 @@ class Guard(BaseModel):
     why: str
 
 
-def guard(lever: LeverName, held: Iterable[Lever], model: str, load: LoadSnapshot, policy: Policy) -> Guard:
+def guard(
+    lever: LeverName, held: Iterable[Lever], model: str, load: LoadSnapshot, policy: Policy, base_units: int
+) -> Guard:
     """A lever is released only if the projected load without it is at most 80 % of what remains.
 
     What remains in force is read from the levers themselves: the intents that were moved, the units that landed.
+    `base_units`: what is there without the capacity lever.
     """
     offered = load.offered_tokens_per_second
     if not offered:
@@ -235,7 +267,7 @@ def guard(lever: LeverName, held: Iterable[Lever], model: str, load: LoadSnapsho
     projected = load_on(model, offered, routing, hit_rate)
     bought = after.get(LeverName.CAPACITY)
     landed = bought is not None and bought.demand is not None and bought.landed_at is not None
-    units = bought.demand.units if landed and bought and bought.demand else spec.baseline_units
+    units = bought.demand.units if landed and bought and bought.demand else base_units
     remaining = remaining_tokens_per_second(units, spec)
     limit = policy.way_back.max_utilisation_without_lever
     share = projected / remaining if remaining else float("inf")

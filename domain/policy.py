@@ -247,6 +247,40 @@ class ThrottlePolicy(Section):
     """Intents are downgraded while the target model stays at or under this utilisation."""
 
 
+class ScalingLagPolicy(Section):
+    """Mitigation while provisioned throughput lags behind (S4). What it shares with throttling stands there."""
+
+    cache_ttl_seconds: CacheTtlSeconds = 90
+    most_calls_per_second_per_task: float = Field(default=2, gt=0)
+    """A task that calls Bedrock more often amplifies bursts."""
+
+
+class CouplingPolicy(Section):
+    """Coupled scaling (S4) and the 80 % rule (S1): one budget and one cooldown for both (design check 22, 25)."""
+
+    every: ScaledDuration = timedelta(minutes=1)
+    units_per_task: dict[str, Annotated[float, Field(ge=0)]] = {"sonnet": 15 / 35, "haiku": 5 / 35}
+    """Units that one more running ECS task needs: S4's 35 tasks go with the evening's units."""
+    over_utilisation: Share = 0.8
+    """Demand over this share of the provisioned capacity asks for units, ..."""
+    over_for: ScaledDuration = timedelta(minutes=2)
+    """... once it has lasted so long."""
+    hold: ScaledDuration = timedelta(hours=1)
+    """How long the units are asked for."""
+    cooldown: ScaledDuration = timedelta(minutes=20)
+    """After a demand, none for the same model: what was asked for lands first, and its effect is seen."""
+    max_extra_units: int = Field(default=10, ge=1)
+    """Most units of a model over what everybody else wants."""
+    max_unit_hours_per_day: float = Field(default=40, gt=0)
+    """Of all models, extra units times hold."""
+    propose_after: int = Field(default=3, ge=1)
+    """So many demands for a model ..."""
+    propose_within: ScaledDuration = timedelta(days=7)
+    """... within this propose a change of the timetable."""
+    rate_lease: ScaledDuration = timedelta(minutes=5)
+    """Of the per-task rate, taken anew each minute while a model is short of capacity."""
+
+
 class RecoveryPolicy(Section):
     """When an incident counts as recovered (S1, design idea 4)."""
 
@@ -587,6 +621,9 @@ class Policy(Section):
     timetable: TimetablePolicy | None = TimetablePolicy()
     """None: every model has its `baseline_units` all day, which are others' to provide."""
     throttle: ThrottlePolicy = ThrottlePolicy()
+    scaling_lag: ScalingLagPolicy = ScalingLagPolicy()
+    coupling: CouplingPolicy | None = CouplingPolicy()
+    """None: capacity does not follow ECS tasks or utilisation by itself."""
     recovery: RecoveryPolicy = RecoveryPolicy()
     way_back: WayBackPolicy = WayBackPolicy()
     leases: LeasePolicy = LeasePolicy()
@@ -627,6 +664,11 @@ class Policy(Section):
             if rule.event_type not in self.calendar.event_types:
                 known = sorted(self.calendar.event_types)
                 raise ValueError(f"feed.rules: there is no event type {rule.event_type!r}; there are {known}")
+        for model in self.coupling.units_per_task if self.coupling else ():
+            if model not in self.models:
+                raise ValueError(
+                    f"coupling.units_per_task: there is no model {model!r}; there are {sorted(self.models)}"
+                )
         check_configured(self.knobs, self.baseline)
         for feature in self.ladder.features_off or ():
             if feature not in self.features:

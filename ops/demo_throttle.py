@@ -102,7 +102,7 @@ class Throttle(Scenario):
 
     def _without_levers(self, load: LoadSnapshot) -> Guard:
         """What the guard of the way back would say of the last lever."""
-        return guard(LeverName.CAPACITY, [], MODEL, load, self.policy)
+        return guard(LeverName.CAPACITY, [], MODEL, load, self.policy, self.policy.models[MODEL].baseline_units)
 
     async def _approve(self) -> None:
         """By the very command that a person would use, or by that person."""

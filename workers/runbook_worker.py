@@ -18,6 +18,7 @@ from activities.calendar import CalendarActivities
 from activities.capacity_watch import CapacityWatch
 from activities.changes import ChangeActivities
 from activities.cloudwatch import CloudWatchActivities
+from activities.coupling import CouplingActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
 from activities.entities import EntityActivities, start_capacity
@@ -25,6 +26,7 @@ from activities.health import HealthActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.permissions import PermissionActivities
+from activities.plumbing import PlumbingActivities
 from activities.report import ReportActivities
 from activities.schedules import ScheduleActivities, ensure_schedules
 from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
@@ -45,15 +47,19 @@ from workers.schedules import schedules
 from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
+from workflows.capacity_coupling import CapacityCouplingWorkflow
 from workflows.health_check import HealthCheckWorkflow
 from workflows.incident import IncidentWorkflow
 from workflows.override import OverrideWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
+from workflows.scaling_lag_mitigation import ScalingLagMitigationWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
 WORKFLOWS: list[type] = [
     IncidentWorkflow,
     ThrottleMitigationWorkflow,
+    ScalingLagMitigationWorkflow,
+    CapacityCouplingWorkflow,
     PostIncidentCleanupWorkflow,
     CapacityWorkflow,
     OverrideWorkflow,
@@ -86,8 +92,10 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     report = ReportActivities(aws.cloudwatch(), settings.state_dir / "reports")
     permissions = PermissionActivities(aws.client, lambda: scope_of(settings, configured.snapshot().policy))
     owners = (
-        AssessmentActivities(configured, cloudwatch),
         StandingActivities(configured, leases),
+        AssessmentActivities(configured, cloudwatch, bedrock, calendar),
+        CouplingActivities(configured, cloudwatch, ecs, entities),
+        PlumbingActivities(bedrock),
         cloudwatch,
         leases,
         bedrock,

@@ -17,6 +17,7 @@ from domain.messages import (
     Paused,
     PolicySnapshot,
     PurchaseState,
+    Trouble,
 )
 from domain.policy import CapacityPolicy
 from domain.purchases import Purchase
@@ -82,6 +83,8 @@ class Capacity(OnRecord):
         self.planned_for: list[Demand] = []
         self.told = state.told
         self.news: list[tuple[str, DemandOutcome]] = []
+        self.unlistable: list[tuple[str, str]] = []
+        """Why the fleet cannot be listed, as kind and words; empty: it can."""
         self.shortage: dict[str, tuple[str, str]] = {}
         """Why there are not more units, as kind and words, by order, by ARN, or `FAILED`: AWS failed to create."""
         self.settled: set[str] = set()
@@ -231,6 +234,7 @@ class Capacity(OnRecord):
             leases=self.leases,
             paged_for=self.paged_for,
             problems=list(self.problems()),
+            troubles=[Trouble(kind=kind, text=why) for kind, why in [*self.unlistable, *self.shortage.values()]],
             retry_at=self.reconcile_at if self.problems() else None,
             decisions=self.record.decisions[-KEPT_DECISIONS:],
             timeline=self.record.timeline[-KEPT_LINES:],

@@ -14,17 +14,23 @@ from activities.changes import ChangeActivities
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
+from activities.plumbing import PlumbingActivities
+from domain import timetable
+from domain.coupling import schedules_of
 from domain.evidence import Check, Evidence
+from domain.incident import RunbookName
 from domain.messages import (
-    CheckCalendar,
     CheckCapacity,
     CheckChanges,
+    CheckPlumbing,
     CheckTasks,
     DiagnoseThrottle,
     PolicySnapshot,
     RecoveryQuery,
+    calendar_check,
     load_query,
 )
+from domain.policy import Policy
 from domain.trees import Diagnosis
 from workflows._step import decide, failure, read
 
@@ -42,11 +48,15 @@ def recovery_query(model: str, snapshot: PolicySnapshot, p99_before_ms: float | 
 
 
 async def first_response(
-    model: str, incident_id: str, snapshot: PolicySnapshot, found: Callable[[list[Check], bool], Awaitable[None]]
+    model: str,
+    incident_id: str,
+    runbook: RunbookName | None,
+    snapshot: PolicySnapshot,
+    found: Callable[[list[Check], bool], Awaitable[None]],
 ) -> None:
     """Run the checks. `found(checks, complete)` is called when the budget is spent, and again if more arrived later."""
-    policy, clock = snapshot.policy, snapshot.clock
-    spec = policy.models[model]
+    policy, spec = snapshot.policy, snapshot.policy.models[model]
+    expected = timetable.units_at(policy, model, snapshot.clock.business(workflow.now()))
     reads: list[tuple[str, Awaitable[list[Check]]]] = [
         (
             "CloudWatch metrics",
@@ -60,7 +70,7 @@ async def first_response(
             "Provisioned throughput",
             read(
                 BedrockActivities.check_capacity,
-                CheckCapacity(model=model, spec=spec, expected_units=spec.baseline_units),
+                CheckCapacity(model=model, spec=spec, expected_units=expected),
                 summary="Check 3: provisioned throughput against the expected level",
             ),
         ),
@@ -76,13 +86,7 @@ async def first_response(
             "Event calendar",
             read(
                 CalendarActivities.check_calendar,
-                CheckCalendar(
-                    model=model,
-                    at=clock.business(workflow.now()),
-                    match_before=clock.business_duration(policy.calendar.match_before),
-                    match_after=clock.business_duration(policy.calendar.match_after),
-                    tokens_per_second_per_unit=spec.tokens_per_second_per_unit,
-                ),
+                calendar_check(snapshot, model, workflow.now()),
                 summary="Check 5: event calendar",
             ),
         ),
@@ -95,6 +99,14 @@ async def first_response(
             ),
         ),
     ]
+    if runbook == "scaling-lag":
+        plumbing = CheckPlumbing(model=model, spec=spec, expected_units=expected, schedules=schedules_of(policy))
+        reads.append(
+            (
+                "Provisioning",
+                read(PlumbingActivities.check_plumbing, plumbing, summary="Scenario 4: what keeps the units away"),
+            )
+        )
     results: dict[str, list[Check]] = {}
 
     async def one(name: str, awaitable: Awaitable[list[Check]], started: datetime) -> None:
@@ -142,8 +154,7 @@ async def first_response(
         await found(all_checks(), True)
 
 
-async def diagnose(evidence: Evidence) -> Diagnosis:
-    """Scenario 1's tree over everything the checks read; a recorded decision."""
-    return await decide(
-        DecisionActivities.diagnose_throttle, DiagnoseThrottle(evidence=evidence), summary="Diagnose: scenario 1's tree"
-    )
+async def diagnose(evidence: Evidence, runbook: RunbookName | None, policy: Policy) -> Diagnosis:
+    """The runbook's trees over everything the checks read; a recorded decision."""
+    request = DiagnoseThrottle(evidence=evidence, runbook=runbook or "throttle", policy=policy)
+    return await decide(DecisionActivities.diagnose_throttle, request, summary=f"Diagnose: the trees of {runbook}")

@@ -57,6 +57,7 @@ async def apply(input: MitigationInput) -> MitigationResult:
     held = {lever.name: lever for lever in input.held}
     values: dict[LeverName, KnobValue] = {
         LeverName.MODEL_ROUTING: plan.routing,
+        LeverName.REQUEST_COALESCING: True,
         LeverName.CACHE_TTL: plan.cache_ttl_seconds,
     }
     knobs: list[Lever] = []
@@ -101,6 +102,19 @@ async def apply(input: MitigationInput) -> MitigationResult:
     levers = settled + [lever for group in acted for lever in group]
     order = list(LeverName)
     return MitigationResult(levers=sorted(levers, key=lambda x: order.index(x.name)), arithmetic=plan.arithmetic)
+
+
+async def shown(input: MitigationInput) -> MitigationResult:
+    """`apply`, with the plan and then its outcome as the workflow's details in the UI."""
+    workflow.set_current_details(_details(input.plan.levers, input.plan.arithmetic))
+    result = await apply(input)
+    workflow.set_current_details(_details(result.levers, result.arithmetic))
+    return result
+
+
+def _details(levers: list[Lever], arithmetic: list[str]) -> str:
+    lines = [f"- {lever.name}: {lever.before} → {lever.after}: **{lever.status}**. {lever.why}" for lever in levers]
+    return "\n".join([*lines, "", *arithmetic])
 
 
 def _wants_more(lever: Lever, kept: Lever, plan: MitigationPlan) -> bool:

@@ -6,6 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 from activities.cloudwatch import CloudWatchActivities
+from domain import timetable
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, render_details
 from domain.load import LoadSnapshot, total_offered
 from domain.messages import PolicySnapshot, load_query
@@ -57,6 +58,12 @@ class Incident(OnRecord):
         """The model the incident is about; triage incidents have none and never ask."""
         assert self.record.model is not None
         return self.record.model
+
+    @property
+    def units_of_the_hour(self) -> int:
+        """What the timetable wants of the model now."""
+        at = self.now_snapshot.clock.business(workflow.now())
+        return timetable.units_at(self.now_snapshot.policy, self.model, at)
 
     @property
     def p99_before_ms(self) -> float | None:

@@ -119,12 +119,17 @@ async def _give_back(incident: Incident, names: list[LeverName]) -> None:
 
 
 async def _may_release(incident: Incident, lever: Lever) -> bool:
+    record, bought = incident.record, incident.record.lever(LeverName.CAPACITY)
+    base_units = incident.units_of_the_hour
+    if record.runbook == "scaling-lag" and record.units_before is not None and not (bought and bought.landed_at):
+        base_units = record.units_before  # what the hour expects has not come yet
     request = GuardRelease(
         lever=lever.name,
         held=incident.record.held,
         model=incident.model,
         load=await incident.reread(),
         policy=incident.now_snapshot.policy,
+        base_units=base_units,
     )
     try:
         guard = await decide(DecisionActivities.guard_release, request, summary=f"Guard: may {lever.name} be released?")

@@ -229,6 +229,7 @@ class CapacityWorkflow(DecidedByPeople, ClimbsLadder):
         # What was bought a moment ago may be missing; what had been in service was deleted by somebody else.
         settled = {arn for arn, model in self.fleet.items() if model.status != "Creating"}
         self.errors.pop("fleet", None)
+        self.unlistable = []
         request = Survey(
             situation=self.situation(),
             unlisted=frozenset(self.unlisted - settled),
@@ -239,6 +240,7 @@ class CapacityWorkflow(DecidedByPeople, ClimbsLadder):
         except ActivityError as error:
             kind, message = failure(error)
             self.errors["fleet"] = f"the fleet cannot be listed: {message}"
+            self.unlistable = [(kind, self.errors["fleet"])]
             if kind not in RETRYABLE:
                 self.held.add(LIST)
             return None

@@ -46,6 +46,7 @@ from workflows._recovery import verify
 from workflows._step import decide, failure, load_policy, mutate, read
 from workflows._way_back import decide_way_back
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
+from workflows.scaling_lag_mitigation import ScalingLagMitigationWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
 MAX_REASON = 300
@@ -196,6 +197,9 @@ class IncidentWorkflow(DecidedByPeople):
         self.snapshot = assessment.snapshot
         if assessment.plan is None:
             return None
+        self.record.runbook, self.record.units_before = assessment.runbook, assessment.units_in_service
+        if assessment.why:
+            self.note("finding", assessment.why)
         if assessment.unread:
             self.note("finding", f"the metrics could not be read, so nothing is bought: {assessment.unread}")
         else:
@@ -212,16 +216,18 @@ class IncidentWorkflow(DecidedByPeople):
             )
         self.background.append(asyncio.create_task(self._link_previous()))
 
+        runbook = self.record.runbook
+
         async def found(checks: list[Check], complete: bool) -> None:
             self.record.checks = checks
             for check in checks:
                 self._evidence = self._evidence.merge(check.evidence)
-            self.record.diagnosis = await diagnose(self._evidence)
+            self.record.diagnosis = await diagnose(self._evidence, runbook, self.now_snapshot.policy)
             self._propose()
             self.note("finding", f"{'' if complete else 'so far: '}{self.record.diagnosis.sentence}")
 
         try:
-            await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
+            await first_response(self.model, self.record.incident_id, runbook, self.now_snapshot, found)
         except ActivityError as error:
             self.note("finding", f"the diagnosis failed: {failure(error)[1]}")
 
@@ -231,10 +237,11 @@ class IncidentWorkflow(DecidedByPeople):
         self.approved_by = self.release_asked = None
         self.record.recovered_at = None
         self.record.recovery_checks = []
-        attempt = self.next_attempt(LeverName.MODEL_ROUTING, LeverName.CACHE_TTL)
+        attempt = self.next_attempt(*(lever.name for lever in plan.levers if lever.name is not LeverName.CAPACITY))
         self.enter(Phase.MITIGATING, waiting_for="the levers", next_step="verify recovery")
+        scaling_lag = self.record.runbook == "scaling-lag"
         child = workflow.execute_child_workflow(
-            ThrottleMitigationWorkflow.run,
+            ScalingLagMitigationWorkflow.run if scaling_lag else ThrottleMitigationWorkflow.run,
             MitigationInput(
                 incident_id=self.record.incident_id,
                 run_id=self.record.run_id,
@@ -265,8 +272,8 @@ class IncidentWorkflow(DecidedByPeople):
         self.record.mitigated_at = self.record.mitigated_at or workflow.now()
         capacity = self.record.lever(LeverName.CAPACITY)
         if capacity is not None and capacity.demand is not None:
-            baseline = self.now_snapshot.policy.models[self.model].baseline_units
-            self.record.units_bought = max(0, capacity.demand.units - baseline)
+            before = self.units_of_the_hour if self.record.units_before is None else self.record.units_before
+            self.record.units_bought = max(0, capacity.demand.units - before)
         self.note("phase", "mitigated: " + ", ".join(f"{lever.name} {lever.status}" for lever in result.levers))
 
     async def _triage(self) -> None:

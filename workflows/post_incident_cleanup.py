@@ -9,6 +9,7 @@ from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
 from activities.entities import EntityActivities
 from activities.leases import LeaseActivities
+from domain import timetable
 from domain.knobs import Holder, KnobName
 from domain.messages import (
     CLEANUP_WORKFLOW,
@@ -93,8 +94,9 @@ class PostIncidentCleanupWorkflow:
         return all(state.value == state.baseline for state in states.knobs)
 
     async def _capacity(self, input: CleanupInput, held: list[str], to_do: list[str]) -> bool:
-        policy = input.snapshot.policy
+        policy, clock = input.snapshot.policy, input.snapshot.clock
         spec = policy.models[input.model]
+        units = timetable.units_at(policy, input.model, clock.business(workflow.now()))
         # Drain, delete, and one poll: what the capacity workflow needs.
         patience = policy.capacity.drain + 2 * policy.capacity.poll_interval + UNITS_MARGIN
         try:
@@ -103,19 +105,19 @@ class PostIncidentCleanupWorkflow:
                 AwaitUnits(
                     model=input.model,
                     spec=spec,
-                    units=spec.baseline_units,
+                    units=units,
                     poll_interval=policy.capacity.poll_interval,
                     give_up_after=patience,
                 ),
-                summary=f"Prove: capacity at the baseline of {spec.baseline_units} units",
+                summary=f"Prove: capacity at the {units} units of this hour",
                 at_most=patience,
             )
         except ActivityError as error:
             held.append(f"capacity could not be read: {failure(error)[1]}")
             return False
-        if fleet.units == spec.baseline_units:
+        if fleet.units == units:
             return True
-        line = f"{input.model} has {fleet.units} units ({fleet.creating} being created), not {spec.baseline_units}"
+        line = f"{input.model} has {fleet.units} units ({fleet.creating} being created), not {units}"
         try:
             state = await read(EntityActivities.capacity_state, input.model, summary="Who still asks for capacity?")
         except ActivityError as error:

@@ -9,7 +9,7 @@ from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey
 from domain.incident import Lever, LeverName, LeverStatus
 from domain.load import LoadSnapshot, load_on, total_offered, units_for
-from domain.mitigation import MitigationPlan, buying_evidence, cap_cost, downgrades
+from domain.mitigation import MitigationPlan, buying_evidence, cap_cost, routing_lever, ttl_lever
 from domain.policy import Policy
 from domain.trees import Leaf, Question
 
@@ -91,42 +91,36 @@ MOST_HITS = 0.99
 """A hit rate so high says nothing about the load without the cache."""
 
 
-def plan(model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, now: datetime) -> MitigationPlan:
-    """The levers of scenario 1 for `model`, sized from offered load before retries (design check 2, 3, 19)."""
-    throttle, spec, baseline = policy.throttle, policy.models[model], policy.baseline
-    moved, moved_why = downgrades(model, load, policy)
+def plan(
+    model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, now: datetime, base_units: int
+) -> MitigationPlan:
+    """The levers of scenario 1 for `model`, sized from offered load before retries (design check 2, 3, 19).
+
+    `base_units`: what the hour has anyway.
+    """
+    throttle, until = policy.throttle, now + policy.way_back.lever_max_hold
+    routing, moved = routing_lever(model, load, policy, until)
     why_buy = buying_evidence(model, load, policy)
-    units, arithmetic = _size(model, load, policy, clock, moved) if why_buy else (None, [])
-    ttl_lever = Lever(
-        name=LeverName.CACHE_TTL,
-        status=LeverStatus.APPLYING,
-        before=f"{baseline.cache_ttl_seconds} s",
-        after=f"{throttle.cache_ttl_seconds} s",
-        why=f"the hit rate should rise to {throttle.hit_rate_at_mitigation:.0%}; it costs nothing",
-        hold_until=now + policy.way_back.lever_max_hold,
-    )
-    names = ", ".join(sorted(moved))
-    routing_lever = Lever(
-        name=LeverName.MODEL_ROUTING,
-        status=LeverStatus.APPLYING if moved else LeverStatus.NOT_NEEDED,
-        before=", ".join(f"{name}: {baseline.model_routing[name]}" for name in sorted(moved)) or "as configured",
-        after=", ".join(f"{name}: {target}" for name, target in sorted(moved.items())) or "as configured",
-        why=f"{names} need less quality, and fit ({moved_why})" if moved else moved_why,
-        hold_until=now + policy.way_back.lever_max_hold if moved else None,
-    )
-    buys = units is not None and units > spec.baseline_units
+    units, arithmetic = _size(model, load, policy, clock, moved, base_units) if why_buy else (None, [])
+    buys = units is not None and units > base_units
     capacity_lever = Lever(
         name=LeverName.CAPACITY,
         status=LeverStatus.APPLYING if buys else LeverStatus.NOT_NEEDED,
-        before=f"{spec.baseline_units} units",
-        after=f"{units} units" if buys else f"{spec.baseline_units} units",
+        before=f"{base_units} units",
+        after=f"{units} units" if buys else f"{base_units} units",
         why=why_buy or "no evidence for buying yet: throttles under the share, demand within capacity",
         hold_until=now + policy.way_back.capacity_max_hold if buys else None,
     )
     if why_buy and not buys:
         capacity_lever = capacity_lever.model_copy(update={"why": f"{why_buy}; but the free levers suffice"})
+    ttl = ttl_lever(
+        throttle.cache_ttl_seconds,
+        f"the hit rate should rise to {throttle.hit_rate_at_mitigation:.0%}; it costs nothing",
+        policy,
+        until,
+    )
     return MitigationPlan(
-        levers=[routing_lever, ttl_lever, capacity_lever],
+        levers=[routing, ttl, capacity_lever],
         routing=moved,
         cache_ttl_seconds=throttle.cache_ttl_seconds,
         units=units if buys else None,
@@ -135,7 +129,7 @@ def plan(model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, 
 
 
 def _size(
-    model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, moved: dict[str, str]
+    model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, moved: dict[str, str], base_units: int
 ) -> tuple[int, list[str]]:
     throttle, spec, capacity = policy.throttle, policy.models[model], policy.capacity
     routing = policy.baseline.model_routing
@@ -168,4 +162,4 @@ def _size(
         quota = "none known" if spec.quota_units is None else spec.quota_units
         bounds = f"Floor {spec.floor_units}, ceiling {spec.ceiling_units} and quota ({quota})"
         lines.append(f"{bounds} make it {clamped} units.")
-    return cap_cost(clamped, model, policy, clock, lines)
+    return cap_cost(clamped, base_units, model, policy, clock, lines)

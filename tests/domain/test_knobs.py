@@ -76,7 +76,7 @@ CASES: dict[KnobName, Case] = {
     KnobName.INVOCATIONS_PER_SECOND_PER_TASK: Case(
         asked=(20, 8),
         merged=8,
-        refused={"0 is not allowed; a whole number of calls a second from 1 to 1000 is": 0, "None is": None},
+        refused={"0 is not allowed; a number of calls a second from 0.01 to 1000 is": 0, "None is": None},
     ),
     KnobName.FEATURE_FLAG: Case(
         asked=({"taste_profile": True}, {"taste_profile": False}),

@@ -75,7 +75,7 @@ def spike(**changes: object) -> LoadSnapshot:
 
 
 def planned(load: LoadSnapshot, policy: Policy = POLICY) -> MitigationPlan:
-    return plan("sonnet", load, policy, RehearsalClock(), NOW)
+    return plan("sonnet", load, policy, RehearsalClock(), NOW, 15)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_emergency_size_comes_from_offered_load_and_the_other_levers() -> No
     assert result.cache_ttl_seconds == 120
     assert result.units == 25
     assert [lever.status for lever in result.levers] == [LeverStatus.APPLYING] * 3
-    assert [lever.name for lever in result.levers] == list(LeverName)
+    assert [lever.name for lever in result.levers] == [LeverName.MODEL_ROUTING, LeverName.CACHE_TTL, LeverName.CAPACITY]
     assert any("= 25 units" in line for line in result.arithmetic)
 
 
@@ -171,7 +171,7 @@ def test_cost_hours_are_business_hours_in_a_rehearsal() -> None:
     clock = RehearsalClock(speed=60)
     hold = fast.way_back.capacity_max_hold / 60
     compressed = fast.model_copy(update={"way_back": fast.way_back.model_copy(update={"capacity_max_hold": hold})})
-    assert plan("sonnet", spike(), compressed, clock, NOW).units == 18
+    assert plan("sonnet", spike(), compressed, clock, NOW, 15).units == 18
 
 
 def test_recovery_needs_every_measure_and_remembers_since_when() -> None:
@@ -243,13 +243,13 @@ def levers_of(plan: MitigationPlan, landed: bool = True) -> list[Lever]:
 
 def test_a_lever_stays_while_the_load_without_it_is_too_high() -> None:
     held = levers_of(planned(spike()))
-    at_peak = guard(LeverName.MODEL_ROUTING, held, "sonnet", spike(hit_rate=0.4), POLICY)
+    at_peak = guard(LeverName.MODEL_ROUTING, held, "sonnet", spike(hit_rate=0.4), POLICY, 15)
     assert not at_peak.may
     assert "must stay" in at_peak.why
     calm = spike(offered_tokens_per_second={name: value / 5 for name, value in OFFERED.items()})
     for lever in LeverName:
-        assert guard(lever, held, "sonnet", calm, POLICY).may
-    unknown = guard(LeverName.CAPACITY, held, "sonnet", LoadSnapshot(observed_at=NOW), POLICY)
+        assert guard(lever, held, "sonnet", calm, POLICY, 15).may
+    unknown = guard(LeverName.CAPACITY, held, "sonnet", LoadSnapshot(observed_at=NOW), POLICY, 15)
     assert not unknown.may
 
 
@@ -258,10 +258,12 @@ def test_the_guard_counts_what_really_moved_and_what_really_landed() -> None:
     offered = {"recommendation": 10_000.0, "faq": 8_000.0, "greeting": 1_000.0, "search": 100.0}
     only_greeting = planned(spike()).model_copy(update={"routing": {"greeting": "haiku"}})
     load = spike(hit_rate=0.15, offered_tokens_per_second=offered)
-    answer = guard(LeverName.CACHE_TTL, levers_of(only_greeting, landed=False), "sonnet", load, POLICY)
+    answer = guard(LeverName.CACHE_TTL, levers_of(only_greeting, landed=False), "sonnet", load, POLICY, 15)
     assert "15,300 of 15,000" in answer.why
     assert not answer.may
-    assert "of 25,000 provisioned" in guard(LeverName.CACHE_TTL, levers_of(only_greeting), "sonnet", load, POLICY).why
+    assert (
+        "of 25,000 provisioned" in guard(LeverName.CACHE_TTL, levers_of(only_greeting), "sonnet", load, POLICY, 15).why
+    )
 
 
 def test_a_model_in_trouble_gets_nobody_elses_traffic() -> None:
@@ -271,7 +273,7 @@ def test_a_model_in_trouble_gets_nobody_elses_traffic() -> None:
     assert planned(crowded).routing == {}, "a target that throttles takes nothing"
     lost = spike(models={"sonnet": sonnet, "haiku": ModelLoad(capacity_tokens_per_second=5_000)})
     assert planned(lost).routing == {}, "a target without its units takes nothing"
-    own = plan("haiku", crowded, POLICY, RehearsalClock(), NOW)
+    own = plan("haiku", crowded, POLICY, RehearsalClock(), NOW, 5)
     assert own.routing == {}, "an incident of haiku moves nothing of sonnet's onto it"
 
 

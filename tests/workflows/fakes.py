@@ -34,6 +34,7 @@ from domain.messages import (
     CheckCalendar,
     CheckCapacity,
     CheckChanges,
+    CheckPlumbing,
     CheckTasks,
     CreateModel,
     DeleteModel,
@@ -63,7 +64,7 @@ from domain.people import Role, Roster
 from domain.planner import plan as capacity_plan
 from domain.policy import Policy
 from domain.routes import CapacityRoutes
-from domain.runbooks import throttle
+from domain.runbooks import scaling_lag, throttle
 
 START = datetime(2026, 11, 29, 15, 5, tzinfo=UTC)
 """Monday 00:05 in Tokyo."""
@@ -136,6 +137,8 @@ class FakeWorld:
         self.calls: list[tuple[str, Any]] = []
         """Name and argument of every activity, in order."""
         self.load = SPIKE
+        self.units = self.expected_units = 15
+        """In service when the incident opens, and what the hour expects."""
         self.verdicts: list[Verdict] = []
         """How the next waits for recovery end; a wait without one goes on until there is."""
         self.breaches: list[list[str]] = []
@@ -192,8 +195,31 @@ class FakeWorld:
     async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
         self._saw(request)
         snapshot = request.snapshot or self.snapshot
-        plan = throttle.plan(request.model, self.load, snapshot.policy, snapshot.clock, request.now)
-        return ThrottleAssessment(snapshot=snapshot, load=self.load, plan=plan)
+        lags, why = scaling_lag.units_lag(self.units, self.expected_units, event_near=False)
+        make = scaling_lag.plan if lags else throttle.plan
+        return ThrottleAssessment(
+            snapshot=snapshot,
+            load=self.load,
+            plan=make(request.model, self.load, snapshot.policy, snapshot.clock, request.now, self.expected_units),
+            runbook="scaling-lag" if lags else "throttle",
+            why=why,
+            units_in_service=self.units,
+        )
+
+    @activity.defn
+    async def check_plumbing(self, request: CheckPlumbing) -> list[Check]:
+        self._saw(request)
+        return [
+            _check(
+                "Provisioning",
+                units_expected=request.expected_units,
+                provisioned_tokens_per_second=8000.0,
+                capacity_workflow="running",
+                schedules_off=[],
+                provisioning_error="AccessDenied",
+                provisioning_error_text="not authorized to perform: bedrock:CreateProvisionedModelThroughput",
+            )
+        ]
 
     @activity.defn
     async def check_metrics(self, request: RecoveryQuery) -> list[Check]:
@@ -203,7 +229,7 @@ class FakeWorld:
     @activity.defn
     async def check_capacity(self, request: CheckCapacity) -> list[Check]:
         self._saw(request)
-        return [_check("Provisioned throughput", units_in_service=15)]
+        return [_check("Provisioned throughput", units_in_service=self.units, units_creating=0)]
 
     @activity.defn
     async def check_tasks(self, request: CheckTasks) -> list[Check]:
