@@ -404,8 +404,11 @@ class World:
         fallback_percent = 100 * sum(flow.fallbacks for flow in flows) / responses if responses else 0
         hit_percent = 100 * sum(flow.hits for flow in flows) / requests if requests else 0
         service = {"ClusterName": self._options.ecs_cluster, "ServiceName": self._options.ecs_service}
+        calls = sum(model.answered + model.throttled for flow in flows for model in flow.models.values())
+        per_task = calls / sum(flow.seconds for flow in flows) / max(1, self._tasks_running)
         return [
             *figures,
+            (MetricName.INVOCATIONS_PER_TASK, {}, per_task),
             (MetricName.BEDROCK_QUEUE_DEPTH, {}, max(flow.queue_depth for flow in flows)),
             (MetricName.REQUEST_LATENCY_P99, {}, max(flow.request_p99_ms for flow in flows)),
             (MetricName.FALLBACK_RATE, {}, fallback_percent),
