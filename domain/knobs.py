@@ -237,6 +237,15 @@ class RefusalEntry(Refusal):
 class KnobValueError(ValueError):
     """A value that its knob does not take; the message names the knob, the value and what is allowed."""
 
+    def __init__(self, message: str, asked: object, allowed: str, *, is_name: bool = False) -> None:
+        self.asked = asked
+        """What of the value is not allowed."""
+        self.allowed = allowed
+        """What is, in words."""
+        self.is_name = is_name
+        """Whether it is an intent or a feature, not the value for one."""
+        super().__init__(message)
+
 
 def validate_value(knob: KnobName, value: object, baseline: Baseline) -> KnobValue:
     """`value`, if its knob takes it.
@@ -248,18 +257,19 @@ def validate_value(knob: KnobName, value: object, baseline: Baseline) -> KnobVal
     allowed = spec.kind.allowed(spec.unit, ranks)
     if spec.by is None:
         if not spec.kind.takes(value, ranks):
-            raise KnobValueError(f"{knob}: {_shown(value)} is not allowed; {allowed} is")
+            raise KnobValueError(f"{knob}: {_shown(value)} is not allowed; {allowed} is", value, allowed)
         return value  # type: ignore[return-value]
     if not isinstance(value, dict) or not value:
-        raise KnobValueError(
-            f"{knob}: {_shown(value)} is not allowed; a map that gives at least one {spec.by} its value is"
-        )
-    names = _configured_by_name(knob, baseline)
+        a_map = f"a map that gives at least one {spec.by} its value"
+        raise KnobValueError(f"{knob}: {_shown(value)} is not allowed; {a_map} is", value, a_map)
+    configured = _configured_by_name(knob, baseline)
     for name, one in value.items():
-        if name not in names:
-            raise KnobValueError(f"{knob}: there is no {spec.by} {_shown(name)}; there are {', '.join(sorted(names))}")
+        if name not in configured:
+            names = ", ".join(sorted(configured))
+            message = f"{knob}: there is no {spec.by} {_shown(name)}; there are {names}"
+            raise KnobValueError(message, name, names, is_name=True)
         if not spec.kind.takes(one, ranks):
-            raise KnobValueError(f"{knob}: {_shown(one)} is not allowed for {name}; {allowed} is")
+            raise KnobValueError(f"{knob}: {_shown(one)} is not allowed for {name}; {allowed} is", one, allowed)
     return value
 
 
@@ -329,7 +339,7 @@ def check_configured(others: Mapping[KnobName, KnobValue], baseline: Baseline) -
     for knob, value in others.items():
         spec = knob.spec
         if knob in _OWN_FIELDS:
-            raise KnobValueError(f"knobs.{knob}: has a field of its own, as the intents' models have")
+            raise KnobValueError(f"knobs.{knob}: has a field of its own, as the intents' models have", value, "nothing")
         for_all = spec.by != "feature" and spec.kind.takes(value, baseline.model_ranks)
         no_limit = value is None and spec.baseline is None
         no_features = spec.by == "feature" and value == {}

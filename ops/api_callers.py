@@ -85,8 +85,8 @@ class Callers:
         self._count("reads" if reads else "changes", allowed, subject)
         return Caller(subject, token)
 
-    async def remember(self, caller: Caller, key: str, asked: str) -> None:
-        """Note what an idempotency key is used for.
+    async def remember(self, caller: Caller, key: str, asked: str) -> bool:
+        """Note what an idempotency key is used for; whether it is new.
 
         While Redis is away nothing is compared: the key still names the workflow or the update, so that the first
         request's answer is given and nothing is done twice.
@@ -94,20 +94,19 @@ class Callers:
         Raises:
             ProblemError: 422, the key was used for something else.
         """
-        name = f"{keys.IDEMPOTENCY}:{derived_id(caller, key)}"
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+        name, digest = _noted_at(caller, key), hashlib.sha256(asked.encode()).hexdigest()
 
         def first() -> object:
             if self._redis.set(name, digest, nx=True, ex=REMEMBER_KEYS_SECONDS):
-                return digest
+                return None
             return self._redis.get(name) or digest
 
         try:
             known = await asyncio.to_thread(first)
         except redis.RedisError as error:
             _log.warning("idempotency keys cannot be compared now", error=str(error))
-            return
-        if known != digest:
+            return False
+        if known not in (None, digest):
             allowed = "a new key for each new request, the same only for a repetition"
             raise ProblemError(
                 422,
@@ -115,6 +114,14 @@ class Callers:
                 "Send the request with a new key, or the earlier one again as it was.",
                 errors=[FieldProblem(field="header Idempotency-Key", value=shown(key), allowed=allowed)],
             )
+        return known is None
+
+    async def forget(self, caller: Caller, key: str) -> None:
+        """A key that `remember` called new is as if it had not been used. While Redis is away it stays used."""
+        try:
+            await asyncio.to_thread(self._redis.delete, _noted_at(caller, key))
+        except redis.RedisError as error:
+            _log.warning("an idempotency key cannot be freed now", error=str(error))
 
     async def _refuse(self, request: Request, subject: str | None, status: int, why: str) -> NoReturn:
         """Put a refused change on record beside the ledger's changes; without Redis it stands in the log alone.
@@ -151,6 +158,10 @@ class Callers:
             f"Try again in {again_in} s.",
             headers={"Retry-After": str(again_in)},
         )
+
+
+def _noted_at(caller: Caller, key: str) -> str:
+    return f"{keys.IDEMPOTENCY}:{derived_id(caller, key)}"
 
 
 def derived_id(caller: Caller, key: str) -> str:

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from activities.settings import ConfigurationError
+from ops.asking import Misconfigured
 from ops.service import ExitCode, OpsError
 
 MEDIA_TYPE = "application/problem+json"
@@ -110,8 +111,10 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(OpsError)
     async def ops(request: Request, error: OpsError) -> JSONResponse:
-        status = _STATUS_OF_EXIT_CODES.get(error.exit_code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return _answer(request.scope, ProblemError(status, error.message, error.next_step))
+        status, wrong = _STATUS_OF_EXIT_CODES.get(error.exit_code, HTTPStatus.INTERNAL_SERVER_ERROR), error.not_allowed
+        found = wrong and FieldProblem(field=wrong.field, value=shown(wrong.value), allowed=wrong.allowed)
+        errors = [found] if found else []
+        return _answer(request.scope, ProblemError(status, error.message, error.next_step, errors=errors))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -136,7 +139,8 @@ def handle_errors(app: FastAPI) -> None:
         return _answer(request.scope, problem)
 
     @app.exception_handler(ConfigurationError)
-    async def misconfigured(request: Request, error: ConfigurationError) -> JSONResponse:
+    @app.exception_handler(Misconfigured)
+    async def misconfigured(request: Request, error: Exception) -> JSONResponse:
         _log.error("configuration cannot be used", error=str(error))
         said = "The policy, the roster or the key of tokens cannot be read."
         problem = ProblemError(503, said, "Mend the file that the log names.")

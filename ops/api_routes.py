@@ -1,8 +1,9 @@
 """The operations of the ops API: the runbooks' own calls, knobs, overrides and incidents."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +12,6 @@ from pydantic import BaseModel
 
 from activities.settings import load_policy
 from dataplane.ledger import Ledger
-from domain.incident import span
 from domain.knobs import AuditEntry, KnobName
 from domain.messages import UpdateResult
 from domain.override import OverrideKind
@@ -103,18 +103,19 @@ class Change:
             ProblemError: 403 denied, which is on record; 409 not possible; 422 the idempotency key is another's.
             OpsError: as `action`.
         """
-        result = await action(await self._service_for(body), self._caller.token)
+        async with self._service_for(body) as service:
+            result = await action(service, self._caller.token)
         _refuse(result)
         return result
 
     async def hold(
-        self, response: Response, knob: str, value: object, body: Timed, *fields: str, pin: bool = False
+        self, response: Response, knob: str, value: object, body: Timed, fields: Mapping[str, str], *, pin: bool = False
     ) -> Held:
-        """Hold `knob` at `value`, which `fields` of the body gave. Raises as `decide`."""
-        service = await self._service_for(body)
+        """Hold `knob` at `value`; `fields` of the body gave its value and, of a map, its name. Raises as `decide`."""
         kind = OverrideKind.PIN if pin else OverrideKind.TIMED
-        with _naming(fields, value, body.duration):
-            answer = await service.set_override(self._caller.token, knob, value, body.reason, body.duration, kind)
+        async with self._service_for(body) as service:
+            with _named(fields):
+                answer = await service.set_override(self._caller.token, knob, value, body.reason, body.duration, kind)
         record = answer.record
         done = record.in_force_since is not None
         if not done:
@@ -135,14 +136,22 @@ class Change:
             workflow=service.url(record.override_id),
         )
 
-    async def _service_for(self, body: BaseModel) -> OpsService:
+    @asynccontextmanager
+    async def _service_for(self, body: BaseModel) -> AsyncIterator[OpsService]:
+        """The service, under the request's idempotency key; one whose request is found to be wrong is not used up."""
         service = await _service(self._request)
         if self._key is None:
-            return service
+            yield service
+            return
         callers: Callers = self._request.app.state.callers
         asked = f"{self._request.method} {self._request.url.path} {body.model_dump_json()}"
-        await callers.remember(self._caller, self._key, asked)
-        return service.once(derived_id(self._caller, self._key))
+        is_new = await callers.remember(self._caller, self._key, asked)
+        try:
+            yield service.once(derived_id(self._caller, self._key))
+        except OpsError as error:
+            if is_new and error.exit_code is ExitCode.USAGE:  # nothing was asked of a workflow
+                await callers.forget(self._caller, self._key)
+            raise
 
 
 def _refuse(result: UpdateResult) -> None:
@@ -152,18 +161,15 @@ def _refuse(result: UpdateResult) -> None:
 
 
 @contextmanager
-def _naming(fields: Sequence[str], value: object, duration: timedelta | None) -> Iterator[None]:
-    """What the service finds wrong with what was asked, with the fields that asked it."""
+def _named(fields: Mapping[str, str]) -> Iterator[None]:
+    """What the service finds wrong, under the names that the body has for it."""
     try:
         yield
     except OpsError as error:
-        if error.exit_code is not ExitCode.USAGE:
-            raise
-        if error.message.startswith("duration:") and duration is not None:
-            fields, value = ("duration",), span(duration)
-        _, _, allowed = error.message.partition("; ")
-        found = FieldProblem(field=", ".join(fields), value=shown(value), allowed=allowed or error.message)
-        raise ProblemError(422, error.message, error.next_step, errors=[found]) from None
+        if error.not_allowed is not None:
+            name = error.not_allowed.field
+            error.not_allowed = replace(error.not_allowed, field=fields.get(name, name))
+        raise
 
 
 ChangeOf = Annotated[Change, Depends()]
@@ -181,20 +187,22 @@ HOLDS: dict[str, Any] = {
 @router.post("/cache/ttl", **HOLDS, tags=["runbooks"])
 async def set_cache_ttl(change: ChangeOf, response: Response, body: CacheTtl) -> Held:
     """Runbook 1: hold the cache TTL at a value, for a time."""
-    return await change.hold(response, KnobName.CACHE_TTL_SECONDS, body.ttl_seconds, body, "ttl_seconds")
+    return await change.hold(response, KnobName.CACHE_TTL_SECONDS, body.ttl_seconds, body, {"value": "ttl_seconds"})
 
 
 @router.post("/model-routing/override", **HOLDS, tags=["runbooks"])
 async def override_model_routing(change: ChangeOf, response: Response, body: ModelRouting) -> Held:
     """Runbook 1: let a model answer some intents, for a time."""
     value = dict.fromkeys(body.intents, body.model)
-    return await change.hold(response, KnobName.MODEL_ROUTING, value, body, "intents", "model")
+    return await change.hold(response, KnobName.MODEL_ROUTING, value, body, {"name": "intents", "value": "model"})
 
 
 @router.post("/config/batch-window", **HOLDS, tags=["runbooks"])
 async def set_batch_window(change: ChangeOf, response: Response, body: BatchWindow) -> Held:
     """Runbook 3: hold the batch window at a value, for a time."""
-    return await change.hold(response, KnobName.BATCH_WINDOW_MS, body.batch_window_ms, body, "batch_window_ms")
+    return await change.hold(
+        response, KnobName.BATCH_WINDOW_MS, body.batch_window_ms, body, {"value": "batch_window_ms"}
+    )
 
 
 # ---------------------------------------------------------------- knobs
@@ -254,14 +262,14 @@ async def list_overrides(
 @router.post("/overrides", **HOLDS, tags=["overrides"])
 async def set_override(change: ChangeOf, response: Response, body: AnyKnob) -> Held:
     """Hold any knob at a value for a time, or pin it there."""
-    return await change.hold(response, body.knob, body.value, body, "value", pin=body.pin)
+    return await change.hold(response, body.knob, body.value, body, {"name": "value"}, pin=body.pin)
 
 
 @router.post("/overrides/preview", responses=CHANGE, tags=["overrides"])
 async def preview_override(request: Request, body: PreviewBody) -> Preview:
     """What it would do: other leases, the values in force until when, the impact. Changes nothing."""
     kind = OverrideKind.PIN if body.pin else OverrideKind.TIMED
-    with _naming(("value",), body.value, body.duration):
+    with _named({"name": "value"}):
         return await (await _service(request)).preview_override(body.knob, body.value, body.duration, kind)
 
 

@@ -7,14 +7,15 @@ Errors of Temporal are told apart by their status, never by their text.
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from enum import IntEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import redis
 from pydantic import BaseModel, ValidationError
 from temporalio.client import (
     Client,
@@ -29,12 +30,17 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from domain.calendar import duration_of
 from domain.incident import IncidentRecord
+from domain.knobs import Refusal
 from domain.messages import INCIDENT_WORKFLOW, OVERRIDE_WORKFLOW, RECORD, PersonRequest, UpdateResult, incident_id
 from domain.override import OverrideRecord
 from domain.people import Roster
 from workers.settings import Settings
 
+if TYPE_CHECKING:
+    from dataplane.ledger import Ledger
+
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 # Technical: how long a person is kept waiting before an error says what is away.
 RPC_TIMEOUT = timedelta(seconds=5)
@@ -66,14 +72,35 @@ EXIT_CODES_OF_OUTCOMES: dict[str, ExitCode] = {
 """For `UpdateResult.outcome`."""
 
 
+@dataclass(frozen=True)
+class NotAllowed:
+    """A value that somebody gave and that is not allowed."""
+
+    field: str
+    value: object
+    allowed: str
+    """What is, in words."""
+
+
 class OpsError(Exception):
     """What is wrong, what to do next, and how a command ends."""
 
-    def __init__(self, message: str, next_step: str, exit_code: ExitCode) -> None:
+    def __init__(
+        self, message: str, next_step: str, exit_code: ExitCode, not_allowed: NotAllowed | None = None
+    ) -> None:
         self.message = message
         self.next_step = next_step
         self.exit_code = exit_code
+        self.not_allowed = not_allowed
+        """The value that is wrong, if it is one."""
         super().__init__(f"{message} {next_step}")
+
+
+class Misconfigured(OpsError):
+    """The policy or the roster cannot be used."""
+
+    def __init__(self, error: Exception, next_step: str) -> None:
+        super().__init__(str(error), next_step, ExitCode.USAGE)
 
 
 @dataclass(frozen=True)
@@ -105,7 +132,8 @@ def parse_duration(text: str) -> timedelta:
     try:
         return duration_of(text)
     except ValueError as error:
-        raise OpsError(f"{text!r} is no duration.", f"{str(error).capitalize()}.", ExitCode.USAGE) from None
+        wrong = NotAllowed("duration", text, str(error).removeprefix("give "))
+        raise OpsError(f"{text!r} is no duration.", f"{str(error).capitalize()}.", ExitCode.USAGE, wrong) from None
 
 
 def parse_incident(text: str) -> str:
@@ -119,6 +147,7 @@ def parse_incident(text: str) -> str:
             f"{text[:80]!r} is no incident.",
             "Give a key like bedrock-throttle:sonnet; `runbooks incident list` shows those there are.",
             ExitCode.USAGE,
+            NotAllowed("incident", text, "an incident's key or id"),
         )
     return text if text.startswith(incident_id("")) else incident_id(text)
 
@@ -138,28 +167,38 @@ class Asking:
 
     # ------------------------------------------------------------------ who asks
 
-    def _request(self, kind: type[M], token: str | None, why: str, **more: object) -> M:
-        """Who comes from the verified token, and from nowhere else."""
-        who = self._subject(token)
-        try:
-            return kind.model_validate({"who": who, "why": why.strip(), **more})
-        except ValidationError as error:
-            field = ".".join(map(str, error.errors()[0]["loc"]))
-            said = "from 1 to 1000 characters are allowed" if field == "why" else error.errors()[0]["msg"]
-            raise OpsError(
-                f"{field}: {said}.", "Say in a few words why; it stays in the record.", ExitCode.USAGE
-            ) from None
+    async def _subject(self, token: str | None, action: str, target: str) -> str:
+        """Who asks. An attempt at `action` on `target` without a good token is put on record.
 
-    def _subject(self, token: str | None) -> str:
-        from workers.tokens import TokenRefused, identify
+        Raises:
+            OpsError: the token is not good.
+        """
+        from workers.tokens import KeyUnusable, TokenRefused, identify
 
         how = "Pass --token-file, or set RUNBOOKS_TOKEN_FILE or RUNBOOKS_TOKEN; `runbooks dev` prints a token file."
-        if not token or not token.strip():
-            raise OpsError("Who are you? There is no token.", how, ExitCode.DENIED)
-        try:
-            return identify(token, self._settings.token_key_file, self._roster)
-        except TokenRefused as error:
-            raise OpsError(f"Token refused: {error}.", how, ExitCode.DENIED) from None
+        why = "Who are you? There is no token."
+        if token and token.strip():
+            try:
+                return identify(token, self._settings.token_key_file, self._roster)
+            except KeyUnusable as error:
+                raise OpsError(f"Token refused: {error}.", how, ExitCode.DENIED) from None
+            except TokenRefused as error:
+                why = f"Token refused: {error}."
+        refusal = Refusal(holder=None, action=action, target=target[:200], why=why[:500])
+        with suppress(redis.RedisError):  # it is refused all the same
+            await self._with_ledger(lambda ledger: ledger.record_refusal(refusal))
+        raise OpsError(why, how, ExitCode.DENIED)
+
+    async def _with_ledger(self, work: "Callable[[Ledger], T]") -> T:
+        """What `work` answers. Redis's errors pass."""
+        from dataplane.connection import connect
+        from dataplane.ledger import Ledger
+
+        def connected() -> T:
+            with connect(self._settings.redis_url) as connection:
+                return work(Ledger(connection))
+
+        return await asyncio.to_thread(connected)
 
     def _roster(self) -> Roster:
         from activities.settings import ConfigurationError, load_yaml
@@ -167,9 +206,39 @@ class Asking:
         try:
             return load_yaml(Roster, self._settings.roster_file)
         except ConfigurationError as error:
-            raise OpsError(str(error), "Mend the roster file.", ExitCode.USAGE) from None
+            raise Misconfigured(error, "Mend the roster file.") from None
 
     # ------------------------------------------------------------------ asking
+
+    async def _ask(
+        self,
+        thing: Thing,
+        workflow_id: str,
+        name: str,
+        kind: type[PersonRequest],
+        token: str | None,
+        why: str,
+        **more: object,
+    ) -> UpdateResult:
+        """Ask for something; who asks comes from the verified token, and from nowhere else.
+
+        Raises:
+            OpsError: the token is not good, or a value is not allowed; or as `_update`.
+        """
+        who = await self._subject(token, name, workflow_id)
+        try:
+            request = kind.model_validate({"who": who, "why": why.strip(), **more})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            allowed = "a text of 1 to 1000 characters" if field == "why" else first["msg"]
+            raise OpsError(
+                f"{field}: {str(first['input'])[:100]!r} is not allowed; allowed is {allowed}.",
+                "Say in a few words why; it stays in the record." if field == "why" else "Give it again.",
+                ExitCode.USAGE,
+                NotAllowed(field, first["input"], allowed),
+            ) from None
+        return await self._update(thing, self._client.get_workflow_handle(workflow_id), name, request)
 
     async def _update(
         self, thing: Thing, handle: WorkflowHandle[object, object], name: str, request: PersonRequest

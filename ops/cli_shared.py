@@ -152,7 +152,10 @@ def print_json(value: Any, indent: int | None = 2) -> None:
 def fail(error: "OpsError", as_json: bool) -> NoReturn:
     """Say what went wrong and what to do next, and end with its exit code."""
     if as_json:
-        said = {"message": error.message, "next_step": error.next_step, "exit_code": int(error.exit_code)}
+        said: dict[str, object] = {"message": error.message, "next_step": error.next_step}
+        said["exit_code"] = int(error.exit_code)
+        if wrong := error.not_allowed:
+            said["not_allowed"] = {"field": wrong.field, "value": str(wrong.value)[:100], "allowed": wrong.allowed}
         print_json({"error": said})
     else:
         from ops.views import console, plain

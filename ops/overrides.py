@@ -46,6 +46,8 @@ from ops.asking import (
     RPC_TIMEOUT,
     Asking,
     ExitCode,
+    Misconfigured,
+    NotAllowed,
     OpsError,
     ended,
     parse_incident,
@@ -53,6 +55,7 @@ from ops.asking import (
 from workflows.search_attributes import ENDS_AT, KNOB
 
 MAX_REASON_CHARS = 500
+MAX_ID_CHARS = 200
 
 
 class OverrideRow(BaseModel):
@@ -99,9 +102,21 @@ def parse_knob(text: str) -> KnobName:
     try:
         return KnobName(text)
     except ValueError:
+        names = ", ".join(KnobName)
+        wrong = NotAllowed("knob", text, names)
+        raise OpsError(f"There is no knob {text[:80]!r}.", f"There are {names}.", ExitCode.USAGE, wrong) from None
+
+
+def parse_override(text: str) -> str:
+    """Raises OpsError: it cannot be an override's id."""
+    if not text.startswith(OVERRIDE.prefix) or not text.isprintable() or len(text) > MAX_ID_CHARS:
         raise OpsError(
-            f"There is no knob {text[:80]!r}.", f"There are {', '.join(KnobName)}.", ExitCode.USAGE
-        ) from None
+            f"{text[:80]!r} is no override.",
+            "Give an id like override-cache_ttl_seconds-1a2b3c4d; `runbooks override list` shows those there are.",
+            ExitCode.USAGE,
+            NotAllowed("override", text, "an override's id"),
+        )
+    return text
 
 
 def parse_value(text: str) -> Any:
@@ -146,7 +161,7 @@ class Overrides(Asking):
         Raises:
             OpsError: there is none, or no worker answers.
         """
-        handle = self._override(override)
+        handle: WorkflowHandle[object, object] = self._client.get_workflow_handle(parse_override(override))
         described = await self._describe(OVERRIDE, handle)
         record = await self._query(handle, RECORD, OverrideRecord)
         return Override(
@@ -211,7 +226,7 @@ class Overrides(Asking):
         """
         from activities.entities import start_override
 
-        who = self._subject(token)
+        who = await self._subject(token, "set", knob)
         policy = self._policy()
         name = parse_knob(knob)
         checked, lasts = self._checked(name, value, duration, policy)
@@ -221,6 +236,7 @@ class Overrides(Asking):
                 f"reason: {len(reason)} characters are not allowed; 1 to {MAX_REASON_CHARS} are.",
                 "Say in a few words why; it stays in the record.",
                 ExitCode.USAGE,
+                NotAllowed("reason", reason, f"a text of 1 to {MAX_REASON_CHARS} characters"),
             )
         short_id = self._once[:12] if self._once else uuid.uuid4().hex[:8]
         request = StartOverride(
@@ -233,60 +249,45 @@ class Overrides(Asking):
     # ------------------------------------------------------------------ deciding
 
     async def extend_override(self, override: str, token: str | None, why: str, by: timedelta) -> UpdateResult:
-        """Move its end, or its review date, `by` so much business time later. Raises as `_update`."""
+        """Move its end, or its review date, `by` so much business time later. Raises as `_ask`."""
         by /= self._settings.clock.speed
-        request = self._request(OverrideExtendRequest, token, why, by=by)
-        return await self._update(OVERRIDE, self._override(override), EXTEND, request)
+        return await self._ask(OVERRIDE, parse_override(override), EXTEND, OverrideExtendRequest, token, why, by=by)
 
     async def release_override(self, override: str, token: str | None, why: str) -> UpdateResult:
-        """Give the knob back now, or withdraw what waits for an approval. Raises as `_update`."""
-        request = self._request(PersonRequest, token, why)
-        return await self._update(OVERRIDE, self._override(override), RELEASE, request)
+        """Give the knob back now, or withdraw what waits for an approval. Raises as `_ask`."""
+        return await self._ask(OVERRIDE, parse_override(override), RELEASE, PersonRequest, token, why)
 
     async def hand_over_override(self, override: str, token: str | None, why: str, to: str) -> UpdateResult:
-        """Give it to another owner. Raises as `_update`."""
-        request = self._request(HandOverRequest, token, why, to=to)
-        return await self._update(OVERRIDE, self._override(override), HAND_OVER, request)
+        """Give it to another owner. Raises as `_ask`."""
+        return await self._ask(OVERRIDE, parse_override(override), HAND_OVER, HandOverRequest, token, why, to=to)
 
     async def approve_override(self, override: str, token: str | None, why: str) -> UpdateResult:
-        """Agree to it; whoever asked for it cannot. Raises as `_update`."""
-        request = self._request(PersonRequest, token, why)
-        return await self._update(OVERRIDE, self._override(override), APPROVE, request)
+        """Agree to it; whoever asked for it cannot. Raises as `_ask`."""
+        return await self._ask(OVERRIDE, parse_override(override), APPROVE, PersonRequest, token, why)
 
     async def deny_override(self, override: str, token: str | None, why: str) -> UpdateResult:
-        """Say no to it. Raises as `_update`."""
-        request = self._request(PersonRequest, token, why)
-        return await self._update(OVERRIDE, self._override(override), DENY, request)
+        """Say no to it. Raises as `_ask`."""
+        return await self._ask(OVERRIDE, parse_override(override), DENY, PersonRequest, token, why)
 
     async def keep_lever(
         self, incident: str, token: str | None, why: str, lever: str, review_in: timedelta | None = None
     ) -> UpdateResult:
-        """Turn an incident's lever into a standing override of whoever asks. Raises as `_update`."""
+        """Turn an incident's lever into a standing override of whoever asks. Raises as `_ask`."""
         review = None if review_in is None else review_in / self._settings.clock.speed
-        request = self._request(KeepRequest, token, why, lever=lever, review_in=review)
-        return await self._update(INCIDENT, self._incident(incident), APPROVE_KEEP, request)
+        return await self._ask(
+            INCIDENT, parse_incident(incident), APPROVE_KEEP, KeepRequest, token, why, lever=lever, review_in=review
+        )
 
     async def take_over(
         self, incident: str, token: str | None, why: str, lasts: timedelta, to: str | None = None
     ) -> UpdateResult:
-        """Stop the automation; the levers stay with a person (whoever asks) for so long. Raises as `_update`."""
+        """Stop the automation; the levers stay with a person (whoever asks) for so long. Raises as `_ask`."""
         lasts /= self._settings.clock.speed
-        request = self._request(TakeOverRequest, token, why, lasts=lasts, to=to)
-        return await self._update(INCIDENT, self._incident(incident), TAKE_OVER, request)
+        return await self._ask(
+            INCIDENT, parse_incident(incident), TAKE_OVER, TakeOverRequest, token, why, lasts=lasts, to=to
+        )
 
     # ------------------------------------------------------------------ inside
-
-    def _override(self, override: str) -> WorkflowHandle[object, object]:
-        if not override.startswith(OVERRIDE.prefix) or not override.isprintable() or len(override) > 200:
-            raise OpsError(
-                f"{override[:80]!r} is no override.",
-                "Give an id like override-cache_ttl_seconds-1a2b3c4d; `runbooks override list` shows those there are.",
-                ExitCode.USAGE,
-            )
-        return self._client.get_workflow_handle(override)
-
-    def _incident(self, incident: str) -> WorkflowHandle[object, object]:
-        return self._client.get_workflow_handle(parse_incident(incident))
 
     def _policy(self) -> Policy:
         from activities.settings import ConfigurationError, load_policy
@@ -294,7 +295,7 @@ class Overrides(Asking):
         try:
             return load_policy(self._settings.policy_file, self._settings.clock)
         except ConfigurationError as error:
-            raise OpsError(str(error), "Mend the policy file.", ExitCode.USAGE) from None
+            raise Misconfigured(error, "Mend the policy file.") from None
 
     def _checked(
         self, knob: KnobName, value: object, duration: timedelta | None, policy: Policy
@@ -303,26 +304,22 @@ class Overrides(Asking):
         speed, most = self._settings.clock.speed, policy.overrides.max_duration
         lasts = policy.overrides.default_duration if duration is None else duration / speed
         if not timedelta(0) < lasts <= most:
+            asked, allowed = span(lasts * speed), f"more than 0 and at most {span(most * speed)}"
             raise OpsError(
-                f"duration: {span(lasts * speed)} is not allowed; more than 0 and at most {span(most * speed)} is.",
+                f"duration: {asked} is not allowed; {allowed} is.",
                 "An override can be extended while it lasts; what should stay for good belongs into the policy.",
                 ExitCode.USAGE,
+                NotAllowed("duration", asked, allowed),
             )
         try:
             return validate_value(knob, value, policy.baseline), lasts
         except KnobValueError as error:
-            raise OpsError(f"{error}.", f"{knob}: {knob.spec.meaning}.", ExitCode.USAGE) from None
+            wrong = NotAllowed("name" if error.is_name else "value", error.asked, error.allowed)
+            raise OpsError(f"{error}.", f"{knob}: {knob.spec.meaning}.", ExitCode.USAGE, wrong) from None
 
     async def _leases(self) -> tuple[Lease, ...]:
-        from dataplane.connection import connect
-        from dataplane.ledger import Ledger
-
-        def read() -> tuple[Lease, ...]:
-            with connect(self._settings.redis_url) as client:
-                return Ledger(client).leases().leases
-
         try:
-            return await asyncio.to_thread(read)
+            return await self._with_ledger(lambda ledger: ledger.leases().leases)
         except redis.RedisError as error:
             raise OpsError(
                 f"Redis does not answer, so who holds the knob is not known: {error}.",

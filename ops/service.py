@@ -35,7 +35,7 @@ from domain.messages import (
     incident_id,
 )
 from ops.asking import EXIT_CODES_OF_OUTCOMES as EXIT_CODES_OF_OUTCOMES
-from ops.asking import INCIDENT, LIST_QUERY_TIMEOUT, RPC_TIMEOUT, ended, unreachable
+from ops.asking import INCIDENT, LIST_QUERY_TIMEOUT, RPC_TIMEOUT, Misconfigured, ended, unreachable
 from ops.asking import ExitCode as ExitCode
 from ops.asking import OpsError as OpsError
 from ops.asking import parse_duration as parse_duration
@@ -170,7 +170,7 @@ class OpsService(Overrides):
             reports = ReportActivities(AwsClients(settings).cloudwatch(), settings.state_dir / "reports")
             return await reports.write_report(ReportInput(record=record, snapshot=snapshot))
         except ConfigurationError as error:
-            raise OpsError(str(error), "Mend the policy file.", ExitCode.USAGE) from None
+            raise Misconfigured(error, "Mend the policy file.") from None
         except OSError as error:
             raise OpsError(
                 f"The report could not be written: {error}.",
@@ -181,36 +181,37 @@ class OpsService(Overrides):
     # ------------------------------------------------------------------ deciding
 
     async def approve(self, incident: str, token: str | None, why: str) -> UpdateResult:
-        """Approve the way back. Raises as `_update`."""
-        return await self._ask(incident, APPROVE_REVERT, self._request(PersonRequest, token, why))
+        """Approve the way back. Raises as `_ask`."""
+        return await self._ask(INCIDENT, parse_incident(incident), APPROVE_REVERT, PersonRequest, token, why)
 
     async def reject(self, incident: str, token: str | None, why: str) -> UpdateResult:
-        """Keep the levers for now. Raises as `_update`."""
-        return await self._ask(incident, REJECT, self._request(PersonRequest, token, why))
+        """Keep the levers for now. Raises as `_ask`."""
+        return await self._ask(INCIDENT, parse_incident(incident), REJECT, PersonRequest, token, why)
 
     async def extend(
         self, incident: str, token: str | None, why: str, by: timedelta, lever: str | None = None
     ) -> UpdateResult:
-        """Extend the maximum hold of one lever, or of all, `by` so much business time. Raises as `_update`."""
+        """Extend the maximum hold of one lever, or of all, `by` so much business time. Raises as `_ask`."""
         by /= self._settings.clock.speed
-        return await self._ask(incident, EXTEND, self._request(ExtendRequest, token, why, by=by, lever=lever))
+        return await self._ask(
+            INCIDENT, parse_incident(incident), EXTEND, ExtendRequest, token, why, by=by, lever=lever
+        )
 
     async def release(self, incident: str, token: str | None, why: str, lever: str) -> UpdateResult:
-        """Release one lever ahead of the rest. Raises as `_update`."""
-        return await self._ask(incident, RELEASE_LEVER, self._request(ReleaseLeverRequest, token, why, lever=lever))
+        """Release one lever ahead of the rest. Raises as `_ask`."""
+        return await self._ask(
+            INCIDENT, parse_incident(incident), RELEASE_LEVER, ReleaseLeverRequest, token, why, lever=lever
+        )
 
     async def abort(self, incident: str, token: str | None, why: str) -> UpdateResult:
-        """Stop the automation and give everything back. Raises as `_update`."""
-        return await self._ask(incident, ABORT, self._request(PersonRequest, token, why))
+        """Stop the automation and give everything back. Raises as `_ask`."""
+        return await self._ask(INCIDENT, parse_incident(incident), ABORT, PersonRequest, token, why)
 
     async def acknowledge(self, incident: str, token: str | None, why: str) -> UpdateResult:
-        """Say that somebody looks at it. Raises as `_update`."""
-        return await self._ask(incident, ACKNOWLEDGE, self._request(PersonRequest, token, why))
+        """Say that somebody looks at it. Raises as `_ask`."""
+        return await self._ask(INCIDENT, parse_incident(incident), ACKNOWLEDGE, PersonRequest, token, why)
 
     # ------------------------------------------------------------------ inside
-
-    async def _ask(self, incident: str, name: str, request: PersonRequest) -> UpdateResult:
-        return await self._update(INCIDENT, self._handle(incident), name, request)
 
     def _handle(self, incident: str, run_id: str | None = None) -> WorkflowHandle[object, object]:
         return self._client.get_workflow_handle(parse_incident(incident), run_id=run_id)

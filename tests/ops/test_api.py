@@ -381,8 +381,8 @@ async def test_bad_input_is_refused_with_what_is_allowed_and_changes_nothing(api
         ),
         (ttl, why | {"ttl_seconds": "two minutes"}, "ttl_seconds", "a whole number of seconds from 1 to 3600"),
         (window, why | {"batch_window_ms": 1001}, "batch_window_ms", "from 0 to 1000"),
-        (routing, why | {"intents": ["faq", "horoscope"], "model": "haiku"}, "intents, model", "greeting"),
-        (routing, faq | {"model": "gpt"}, "intents, model", "haiku, sonnet"),
+        (routing, why | {"intents": ["faq", "horoscope"], "model": "haiku"}, "intents", "greeting"),
+        (routing, faq | {"model": "gpt"}, "model", "haiku, sonnet"),
         (routing, why | {"intents": [], "model": "haiku"}, "intents", "at least 1"),
         (routing, why | {"intents": "faq", "model": "haiku"}, "intents", "valid list"),
         *(
@@ -405,6 +405,10 @@ async def test_bad_input_is_refused_with_what_is_allowed_and_changes_nothing(api
         assert error["field"] == field, (body, found)
         assert allowed in error["allowed"], (body, found)
     assert (await api.get("/knobs")).json() == before
+    found = problem(await api.post(routing, why | {"intents": ["faq", "horoscope"], "model": "haiku"}), 422)
+    assert found["errors"][0]["value"] == "horoscope", "what is wrong of it"
+    preview = {"knob": "cache_ttl_seconds", "value": 0}
+    assert problem(await api.post("/overrides/preview", preview), 422)["errors"][0]["field"] == "value"
 
     since = datetime.now(UTC)
     said = problem(await api.post(ttl, {"ttl_seconds": 60, "reason": "x"}, Role.VIEWER), 403)
@@ -420,6 +424,7 @@ async def test_a_change_with_a_key_is_made_once(api: Api) -> None:
     assert first.json() == again.json()
     assert len((await api.get("/knobs/cache_ttl_seconds")).json()["leases"]) == 1
     problem(await api.post("/cache/ttl", body | {"ttl_seconds": 91}, headers=key), 422)
+    assert (await api.post("/cache/ttl", body, headers=key)).json() == first.json(), "still the first request's"
     path = first.headers["location"]
     for _ in range(2):
         answer = await api.post(f"{path}/release", {"why": "done"}, headers={"Idempotency-Key": "change-2"})
@@ -427,6 +432,12 @@ async def test_a_change_with_a_key_is_made_once(api: Api) -> None:
     later = await api.post("/cache/ttl", body, headers=key)
     assert (later.status_code, later.json()["outcome"]) == (201, "already-done")
     assert later.headers["location"] == path
+
+    for wrong in ({"duration": "8760h"}, {"ttl_seconds": 0}, {"duration": "later"}):
+        problem(await api.post("/cache/ttl", body | wrong, headers={"Idempotency-Key": "change-3"}), 422)
+    mended = await api.post("/cache/ttl", body, headers={"Idempotency-Key": "change-3"})
+    assert mended.status_code == 201, "what was found to be wrong has not used up the key"
+    await decided(api, f"{mended.headers['location']}/release", {"why": "done"})
     assert (await api.get("/knobs/cache_ttl_seconds")).json()["leases"] == []
 
 

@@ -124,7 +124,7 @@ async def test_a_day_with_an_override(stack: Stack, ledger: Ledger) -> None:
     assert code == ExitCode.OK
     assert ledger.leases().leases[0].holder.id == "approver@example.com"
     code, out, _ = await runbooks(stack, "release", override, "--why", "x", who=Role.VIEWER)
-    assert (code, "engineer is needed" in out) == (ExitCode.DENIED, True)
+    assert (code, "approver is needed" in out) == (ExitCode.DENIED, True)
     code, out, _ = await runbooks(stack, "release", override, "--why", "x")
     assert (code, "it is approver@example.com's" in out) == (ExitCode.DENIED, True)
     code, out, _ = await runbooks(stack, "release", override, "--why", "quiet again", "--json", who=Role.APPROVER)
@@ -193,16 +193,33 @@ async def test_bad_input_is_refused_with_what_is_allowed_and_changes_nothing(
         await service.set_override(stack.tokens[Role.ENGINEER].read_text(), knob, asked, reason, duration)
     assert said in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
+    assert caught.value.not_allowed is not None
+    assert caught.value.not_allowed.field in ("knob", "name", "value", "duration", "reason")
     assert ledger.leases().leases == ()
 
 
-async def test_without_a_good_token_nothing_is_asked(settings: Settings, ledger: Ledger) -> None:
+async def test_without_a_good_token_nothing_is_asked_and_the_attempt_is_on_record(
+    stack: Stack, settings: Settings, ledger: Ledger
+) -> None:
+    since = datetime.now(UTC)
     service = await OpsService.connect(settings)
     for token in (None, "", "not a token"):
         with pytest.raises(OpsError) as caught:
             await service.set_override(token, "cache_ttl_seconds", 120, "x")
         assert caught.value.exit_code is ExitCode.DENIED
+        with pytest.raises(OpsError):
+            await service.approve("bedrock-throttle:sonnet", token, "x")
     assert ledger.leases().leases == ()
+    refusals = ledger.refusals(since)
+    assert {one.holder for one in refusals} == {None}
+    assert [(one.action, one.target) for one in refusals] == [
+        ("set", "cache_ttl_seconds"),
+        ("approve_revert", "incident-bedrock-throttle:sonnet"),
+    ] * 3
+    assert ["no token" in one.why for one in refusals] == [True] * 4 + [False] * 2
+
+    code, out, _ = await runbooks(stack, "set", TTL, "120", "--reason", "x", "--token-file", "/dev/null", "--json")
+    assert (code, "no token" in out, len(ledger.refusals(since))) == (ExitCode.DENIED, True, 7)
 
 
 async def test_a_key_makes_a_repetition_the_same_override(stack: Stack, settings: Settings, ledger: Ledger) -> None:
