@@ -79,6 +79,19 @@ class CalendarActivities:
         """Write the event; writing it again writes the same row."""
         self._dynamodb.put_item(TableName=self._table, Item=event.to_item())
 
+    @activity.defn
+    def propose_event(self, event: CalendarEvent) -> bool:
+        """Write a proposal; False, and nothing changed, where a row of its id stands, whatever became of it."""
+        try:
+            self._dynamodb.put_item(
+                TableName=self._table,
+                Item=event.to_item(),
+                ConditionExpression=f"attribute_not_exists({EVENT_TABLE_KEY})",
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
     def _events(self) -> tuple[list[CalendarEvent], list[str]]:
         events: list[CalendarEvent] = []
         broken: list[str] = []

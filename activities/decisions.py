@@ -4,6 +4,7 @@ edited tree, plan or threshold never breaks the replay of a workflow in flight."
 from temporalio import activity
 
 from domain import planner
+from domain.announcements import FeedReport, Recognise, recognise
 from domain.capacity import CapacityPlan, Situation
 from domain.health import HealthReport, JudgeHealth, judge
 from domain.ladder import Ladder, Shortage, ladder
@@ -61,3 +62,8 @@ class DecisionActivities:
     async def judge_health(self, request: JudgeHealth) -> HealthReport:
         """What is not as it should be, what to mend, whom to tell."""
         return judge(request.facts, request.snapshot, request.before)
+
+    @activity.defn
+    async def recognise_announcements(self, request: Recognise) -> FeedReport:
+        """What the publisher's feed announces, as proposals for the calendar."""
+        return recognise(request)

@@ -476,14 +476,16 @@ class FeedPolicy(Section):
     allowed_hosts: tuple[str, ...] = ()
     """Hosts that may be at private, loopback or link-local addresses."""
     interval: ScaledDuration = Field(default=timedelta(minutes=30), gt=timedelta(0))
-    time_zone: str = "Asia/Tokyo"
+    zone: ZoneName = "Asia/Tokyo"
     """Of dates in texts."""
-    fetch_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0), le=timedelta(minutes=1))
+    fetch_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0), le=timedelta(seconds=15))
     """For the whole fetch, redirects included; technical, not scaled."""
-    max_bytes: int = Field(default=2_000_000, ge=1)
+    max_bytes: int = Field(default=1_000_000, ge=1)
     max_redirects: int = Field(default=5, ge=0)
     max_entries: int = Field(default=200, ge=1)
     """The newest ones of a feed; what is left out is said."""
+    page_after_failures: int = Field(default=2, ge=1)
+    """People are told when the feed could not be read so many times in a row."""
     rules: tuple[FeedRule, ...] = (
         FeedRule(event_type="final_chapter", words=("最終回", "最終話", "完結", "final chapter", "series finale")),
         FeedRule(event_type="new_series", words=("新連載", "連載開始", "new series")),

@@ -22,6 +22,7 @@ from activities.coupling import CouplingActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
 from activities.entities import EntityActivities, start_capacity
+from activities.feed import FeedActivities
 from activities.health import HealthActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
@@ -52,6 +53,7 @@ from workflows.health_check import HealthCheckWorkflow
 from workflows.incident import IncidentWorkflow
 from workflows.override import OverrideWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
+from workflows.publisher_feed import PublisherFeedWorkflow
 from workflows.scaling_lag_mitigation import ScalingLagMitigationWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 
@@ -64,6 +66,7 @@ WORKFLOWS: list[type] = [
     CapacityWorkflow,
     OverrideWorkflow,
     HealthCheckWorkflow,
+    PublisherFeedWorkflow,
 ]
 ACTIVITY_SLOTS = 1000
 """Every open incident waits in one or two activities at all times; those hold a slot and no thread."""
@@ -111,6 +114,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         report,
         health,
         ScheduleActivities(schedules),
+        FeedActivities(),
     )
     return [
         method

@@ -15,8 +15,8 @@ from workers.permissions import scope_of
 from workers.settings import Settings
 
 # `domain` is pure and `activities` is only referenced by workflows, so both may be shared with the sandbox;
-# activities bring redis-py and, for reports, Jinja2 along.
-_PASSED_THROUGH = ("domain", "dataplane", "activities", "redis", "jinja2", "markdown_it")
+# activities bring redis-py, for reports Jinja2 and for the publisher's feed feedparser along.
+_PASSED_THROUGH = ("domain", "dataplane", "activities", "redis", "jinja2", "markdown_it", "feedparser", "h11")
 
 
 def runbook_plugin(*, guarded: bool = False, scope: Callable[[], Scope] = Scope) -> SimplePlugin:

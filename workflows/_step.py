@@ -132,6 +132,17 @@ async def load_policy() -> PolicySnapshot:
     )
 
 
+def last_result(kind: type[R]) -> R | None:
+    """What the last completed run of this workflow's schedule answered; None: there was none, or this version cannot
+    read it."""
+    if not workflow.has_last_completion_result():
+        return None
+    try:
+        return workflow.get_last_completion_result(kind)
+    except (ValueError, RuntimeError):
+        return None
+
+
 def failure(error: ActivityError) -> tuple[str, str]:
     """What went wrong, as (error kind, message a person can act on). Kinds are those of `domain.errors`."""
     cause = error.cause

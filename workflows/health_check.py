@@ -26,7 +26,7 @@ from domain.health import (
     headline,
 )
 from domain.messages import DeleteModel, PolicySnapshot
-from workflows._step import decide, failure, load_policy, mutate, read
+from workflows._step import decide, failure, last_result, load_policy, mutate, read
 from workflows.search_attributes import SERVICE
 
 R = TypeVar("R")
@@ -43,7 +43,7 @@ class HealthCheckWorkflow:
     async def run(self) -> HealthReport:
         """Answers what is wrong; a system that cannot be read is a finding, not a failure."""
         workflow.upsert_search_attributes([SERVICE.value_set("mangaassist")])
-        before = _last_report()
+        before = last_result(HealthReport)
         snapshot = await load_policy()
         facts = await self._look(snapshot)
         request = JudgeHealth(facts=facts, snapshot=snapshot, before=before)
@@ -137,16 +137,6 @@ class HealthCheckWorkflow:
             workflow.logger.error("an incident could not be told", extra={"error": failure(error)[1]})
             return False
         return True
-
-
-def _last_report() -> HealthReport | None:
-    """Of the run before; None: there was none, or it is one that this version cannot read."""
-    if not workflow.has_last_completion_result():
-        return None
-    try:
-        return workflow.get_last_completion_result(HealthReport)
-    except (ValueError, RuntimeError):
-        return None
 
 
 def _with(report: HealthReport, changes: dict[str, dict[str, str]]) -> HealthReport:
