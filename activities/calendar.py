@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from temporalio import activity
 
 from activities.cloudwatch import evidence_of
-from domain.calendar import CalendarEvent, CalendarRowError
+from domain.calendar import EVENT_TABLE_KEY, CalendarEvent, CalendarRowError
 from domain.evidence import Check, EvidenceKey, Value
 from domain.messages import CheckCalendar
 

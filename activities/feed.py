@@ -32,6 +32,7 @@ ENCODINGS = frozenset(
 )
 """In which `<` is `<`; others could hide what is refused."""
 _DECLARED = re.compile(rb"""<\?xml\s[^>]{0,200}?encoding\s*=\s*["']([\x21-\x7e]{1,40}?)["']""")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
@@ -53,7 +54,7 @@ class FeedActivities:
             return FeedRead(problem=str(error))
         except TimeoutError:
             return FeedRead(problem=f"{policy.url} did not answer within {policy.fetch_timeout.total_seconds():g} s")
-        except (OSError, h11.ProtocolError) as error:
+        except (OSError, UnicodeError, h11.ProtocolError) as error:
             return FeedRead(problem=f"{policy.url} cannot be read: {error}")
         newest = sorted(entries, key=lambda entry: entry.published or _LONG_AGO, reverse=True)
         return FeedRead(entries=tuple(newest[: policy.max_entries]), left_out=max(0, len(newest) - policy.max_entries))
@@ -71,16 +72,23 @@ async def fetch(url: str, policy: FeedPolicy) -> tuple[bytes, str | None]:
     Raises:
         FeedRefused: an address, an answer or a size that is not allowed.
         TimeoutError: not within the policy's time, redirects and a server that dribbles included.
-        OSError, h11.ProtocolError: the network, or not HTTP.
+        OSError, UnicodeError, h11.ProtocolError: the network, a name that cannot be, or not HTTP.
     """
     async with asyncio.timeout(policy.fetch_timeout.total_seconds()):
         for _ in range(policy.max_redirects + 1):
-            parts = urlsplit(url)
+            parts = _split(url)
             answer = await _get(parts, await _address(parts, policy), policy)
             if isinstance(answer, tuple):
                 return answer
-            url = urljoin(url, answer)
+            url = answer
     raise FeedRefused(f"more than {policy.max_redirects} redirects")
+
+
+def _split(url: str, base: str = "") -> SplitResult:
+    try:
+        return urlsplit(urljoin(base, url))
+    except ValueError as error:
+        raise FeedRefused(f"{url[:200]!r}: {error}") from None
 
 
 async def _address(parts: SplitResult, policy: FeedPolicy) -> tuple[str, int]:
@@ -89,7 +97,7 @@ async def _address(parts: SplitResult, policy: FeedPolicy) -> tuple[str, int]:
         host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError as error:
         raise FeedRefused(f"{parts.geturl()!r}: {error}") from None
-    if port is None or not host or parts.username is not None:
+    if parts.scheme not in ("http", "https") or port is None or not host or parts.username is not None:
         raise FeedRefused(f"{parts.geturl()!r}: only http and https addresses without a user are allowed")
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(sockaddr[0]) for *_, sockaddr in found]
@@ -104,7 +112,8 @@ async def _address(parts: SplitResult, policy: FeedPolicy) -> tuple[str, int]:
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        ip = inner or ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
     return ip.is_global and not ip.is_multicast
 
 
@@ -132,7 +141,7 @@ async def _get(parts: SplitResult, address: tuple[str, int], policy: FeedPolicy)
         writer.write(connection.send(request))
         writer.write(connection.send(h11.EndOfMessage()))
         await writer.drain()
-        return await _answer(connection, reader, policy)
+        return await _answer(connection, reader, parts.geturl(), policy)
     except UnicodeError as error:
         raise FeedRefused(f"{parts.geturl()!r}: {error}") from None
     finally:
@@ -140,7 +149,7 @@ async def _get(parts: SplitResult, address: tuple[str, int], policy: FeedPolicy)
 
 
 async def _answer(
-    connection: h11.Connection, reader: asyncio.StreamReader, policy: FeedPolicy
+    connection: h11.Connection, reader: asyncio.StreamReader, url: str, policy: FeedPolicy
 ) -> tuple[bytes, str | None] | str:
     body = bytearray()
     charset: str | None = None
@@ -151,7 +160,7 @@ async def _answer(
         elif isinstance(event, h11.Response):
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
             if event.status_code in _REDIRECTS and "location" in headers:
-                return headers["location"]
+                return _split(headers["location"], url).geturl()
             if event.status_code != 200:
                 raise FeedRefused(f"the server answered {event.status_code}")
             if headers.get("content-encoding", "identity").lower() != "identity":

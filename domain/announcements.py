@@ -24,8 +24,10 @@ FEED_SCHEDULE = "publisher-feed"
 ASKED_BY = "publisher feed"
 
 _WEEKDAYS = "月火水木金土日"
-_MONTHS = ("jan(?:uary)?", "feb(?:ruary)?", "mar(?:ch)?", "apr(?:il)?", "may", "june?", "july?", "aug(?:ust)?")
-_MONTHS += ("sep(?:t|tember)?", "oct(?:ober)?", "nov(?:ember)?", "dec(?:ember)?")
+_MONTHS = (
+    *("jan(?:uary)?", "feb(?:ruary)?", "mar(?:ch)?", "apr(?:il)?", "may", "june?"),
+    *("july?", "aug(?:ust)?", "sep(?:t|tember)?", "oct(?:ober)?", "nov(?:ember)?", "dec(?:ember)?"),
+)
 _MONTH = rf"(?P<name>(?:{'|'.join(_MONTHS)})\b\.?)"
 _DAY = r"(?P<day>\d{1,2})"
 _YEAR = r"(?P<year>20\d{2})"
@@ -187,7 +189,7 @@ def _dates(text: str, published: datetime, zone: ZoneInfo) -> Iterator[tuple[dat
     for match in sorted(matches, key=lambda found: found.start()):
         found = match.groupdict()
         month = int(found["month"]) if found.get("month") else _month(found["name"])
-        day = _day(found["year"], month, int(found["day"]), published.astimezone(zone).date())
+        day = _day(found.get("year"), month, int(found["day"]), published.astimezone(zone).date())
         if day is None:
             continue
         note = ""

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-from temporalio.client import Client, ScheduleOverlapPolicy
+from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.entities import start_capacity
@@ -29,6 +28,7 @@ from domain.health import HEALTH_SCHEDULE, Area, HealthReport
 from domain.incident import IncidentRecord
 from domain.messages import RECORD, PolicySnapshot, capacity_id, incident_id
 from domain.policy import HEARTBEAT_ALARM, CapacityPolicy, HealthPolicy, Policy
+from ops.scheduled import run_now
 from tests.aws_account import Account
 from tests.servers import AwsServer, TemporalServer, ValkeyServer
 from workers.clients import AwsClients
@@ -75,17 +75,7 @@ class Stack:
 
     async def check(self) -> HealthReport:
         """One check, by the schedule."""
-        handle = self.client.get_schedule_handle(HEALTH_SCHEDULE)
-        before = len((await handle.describe()).info.recent_actions)
-        await handle.trigger(overlap=ScheduleOverlapPolicy.BUFFER_ONE)
-        await until(lambda: self._ran(before))
-        run: Any = (await handle.describe()).info.recent_actions[-1].action
-        report: HealthReport = await self.client.get_workflow_handle(run.workflow_id, result_type=HealthReport).result()
-        return report
-
-    async def _ran(self, before: int) -> bool:
-        described = await self.client.get_schedule_handle(HEALTH_SCHEDULE).describe()
-        return len(described.info.recent_actions) > before
+        return await run_now(self.client, HEALTH_SCHEDULE, HealthReport, timedelta(seconds=40))
 
     async def incident(self, key: str) -> IncidentRecord:
         handle = self.client.get_workflow_handle(incident_id(key))
