@@ -117,6 +117,7 @@ def policy() -> Policy:
         models={"sonnet": SONNET.model_copy(update={"baseline_units": 2})},
         intents={"faq": Policy().intents["faq"].model_copy(update={"downgrade_to": None})},
         timetable=None,
+        coupling=None,
         capacity=CapacityPolicy(poll_interval=timedelta(seconds=0.1), drain=timedelta(seconds=0.1)),
         health=HealthPolicy(interval=timedelta(hours=5)),
     )
