@@ -3,23 +3,24 @@
 import asyncio
 import os
 import random
-import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from activities.settings import load_policy
 from dataplane.knobs import Knobs
 from domain.incident import LeverName
-from domain.knobs import KnobName
+from domain.knobs import KnobName, baseline_value
+from domain.override import OverrideEnd, OverrideRecord
 from domain.people import Role
 from tests.e2e.harness import CURABLE, INCIDENT, WORSE, Rehearsal, in_force
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(180)]
 
-TAKEN = (True, 120)
-"""Routing and TTL while the levers are in force."""
+BATCH_WINDOW_MS, REQUEST_COALESCING = KnobName.BATCH_WINDOW_MS, KnobName.REQUEST_COALESCING
+MODEL_ROUTING, CACHE_TTL_SECONDS = KnobName.MODEL_ROUTING, KnobName.CACHE_TTL_SECONDS
+IN_ORDER = [BATCH_WINDOW_MS, REQUEST_COALESCING, MODEL_ROUTING, CACHE_TTL_SECONDS]
+"""Two overrides and an incident's levers, the first to end first."""
 SEED = "RUNBOOKS_TEST_SEED"
 """Set it to play the moments of a failed run again."""
 
@@ -63,46 +64,52 @@ async def _kill(world: Rehearsal, when: str, after_seconds: float) -> None:
     await world.stack.restart("worker")
 
 
-async def test_leases_lapse_in_order_with_nobody_there_and_are_put_back(world: Rehearsal) -> None:
+async def test_with_the_control_plane_dead_every_lease_lapses_on_time_and_that_is_said_afterwards(
+    world: Rehearsal,
+) -> None:
     world.policy_file.write_text(
         world.policy_file.read_text()
         .replace("model_routing: PT4H\n", "model_routing: PT40M\n")
         .replace("cache_ttl_seconds: PT4H30M\n", "cache_ttl_seconds: PT1H\n  renew_every: PT15M\n")
     )
-    leased = load_policy(world.policy_file, world.settings.clock).leases
-    with Knobs(world.redis, world.policy.baseline) as data_plane:
+    engineer, baseline = world.token(Role.ENGINEER), world.policy.baseline
+    with Knobs(world.redis, baseline) as data_plane:
+
+        def held() -> set[KnobName]:
+            return {knob for knob in KnobName if data_plane.value(knob) != baseline_value(knob, baseline)}
+
         world.spike(CURABLE)
         record = await world.mitigated()
-        await world.soon("the data plane obeys", lambda: _lever_values(data_plane) == TAKEN)
+        overrides = [
+            await world.ops.set_override(engineer, BATCH_WINDOW_MS, 100, "cost", timedelta(minutes=15)),
+            await world.ops.set_override(engineer, REQUEST_COALESCING, True, "cost", timedelta(minutes=20)),
+        ]
+        await world.soon("the data plane obeys", lambda: held() == {*IN_ORDER})
         for name in ("worker", "intake", "temporal"):
             world.stack.kill(name)
-        last_renewed = time.monotonic()
-        last_lease_ends = max(lease.expires_at for lease in world.ledger.leases().leases)
-        assert all(lever.demand.end > last_lease_ends for lever in record.held if lever.demand)
+        ends = {lease.knob: lease.expires_at for lease in world.ledger.leases().leases}
+        assert all(lever.demand.end > max(ends.values()) for lever in record.held if lever.demand)
 
-        lapsed: dict[KnobName, float] = {}
-        patience = leased.cache_ttl_seconds.total_seconds() + 3
-        while len(lapsed) < 2 and time.monotonic() < last_renewed + patience:
-            routed, ttl = _lever_values(data_plane)
-            if not routed:
-                lapsed.setdefault(KnobName.MODEL_ROUTING, time.monotonic())
-            if ttl == world.policy.cache_ttl_seconds:
-                lapsed.setdefault(KnobName.CACHE_TTL_SECONDS, time.monotonic())
-            await asyncio.sleep(0.05)
-        assert list(lapsed) == [KnobName.MODEL_ROUTING, KnobName.CACHE_TTL_SECONDS], lapsed
-        apart = lapsed[KnobName.CACHE_TTL_SECONDS] - lapsed[KnobName.MODEL_ROUTING]
-        assert apart > (leased.cache_ttl_seconds - leased.model_routing).total_seconds() / 2
+        lapsed: dict[KnobName, datetime] = {}
+        while len(lapsed) < len(IN_ORDER) and datetime.now(UTC) < max(ends.values()) + timedelta(seconds=3):
+            lapsed |= dict.fromkeys({*IN_ORDER} - held() - lapsed.keys(), datetime.now(UTC))
+            await asyncio.sleep(0.02)
+        assert list(lapsed) == IN_ORDER, lapsed
+        assert all(abs(at - ends[knob]) < timedelta(seconds=1) for knob, at in lapsed.items()), (lapsed, ends)
         assert world.knobs() == {}
 
     for name in ("temporal", "worker", "intake"):
         await world.stack.restart(name)
     await world.soon("the living workflow has its leases back", lambda: len(world.knobs()) == 2, seconds=40)
+    assert world.knobs().keys() == {MODEL_ROUTING, CACHE_TTL_SECONDS}, "what had its end is over"
+    for answer in overrides:
+        handle = world.temporal.get_workflow_handle(answer.record.override_id, result_type=OverrideRecord)
+        override = await asyncio.wait_for(handle.result(), 30)
+        assert override.end is OverrideEnd.LAPSED
+        assert any("the control plane was away at the end" in entry.text for entry in override.timeline)
     result = await world.ops.abort(INCIDENT, world.token(Role.APPROVER), "enough for today")
     assert result.outcome == "accepted"
     world.calm()
-    await world.is_as_before(await world.closed(record.run_id))
-
-
-def _lever_values(data_plane: Knobs) -> tuple[bool, int]:
-    """Whether `faq` is downgraded, and the TTL, as a chatbot task reads them."""
-    return data_plane.model_for("faq") == "haiku", data_plane.cache_ttl_seconds
+    closed = await world.closed(record.run_id)
+    assert any("nobody renewed them in time, and they had lapsed" in entry.text for entry in closed.timeline)
+    await world.is_as_before(closed)
