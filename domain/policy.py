@@ -260,7 +260,8 @@ class CouplingPolicy(Section):
 
     every: ScaledDuration = timedelta(minutes=1)
     units_per_task: dict[str, Annotated[float, Field(ge=0)]] = {"sonnet": 15 / 35, "haiku": 5 / 35}
-    """Units that one more running ECS task needs: S4's 35 tasks go with the evening's units."""
+    """Units that one more running ECS task needs: S4's 35 tasks go with the evening's units. A model that is not named
+    does not follow tasks."""
     over_utilisation: Share = 0.8
     """Demand over this share of the provisioned capacity asks for units, ..."""
     over_for: ScaledDuration = timedelta(minutes=2)
@@ -666,11 +667,6 @@ class Policy(Section):
             if rule.event_type not in self.calendar.event_types:
                 known = sorted(self.calendar.event_types)
                 raise ValueError(f"feed.rules: there is no event type {rule.event_type!r}; there are {known}")
-        for model in self.coupling.units_per_task if self.coupling else ():
-            if model not in self.models:
-                raise ValueError(
-                    f"coupling.units_per_task: there is no model {model!r}; there are {sorted(self.models)}"
-                )
         check_configured(self.knobs, self.baseline)
         for feature in self.ladder.features_off or ():
             if feature not in self.features:

@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from domain.clock import RehearsalClock
 from domain.policy import Policy
+from simulator import scaling_lag
 from simulator.aws import AwsConfig, AwsSimulator, NotReady
 from simulator.world import Row, World, WorldOptions, metric_period
 
@@ -38,6 +39,8 @@ _PLACES = {
     "ecs_cluster": "RUNBOOKS_ECS_CLUSTER",
     "ecs_service": "RUNBOOKS_ECS_SERVICE",
 }
+
+SCALING_LAG = "scaling-lag"
 
 _log = logging.getLogger("simulator")
 
@@ -98,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
     option("host", "127.0.0.1", str, "address to listen on")
     option("port", 5566, int, "port to listen on; 0 takes a free one")
-    option("scenario", "release-spike", str, "what the night brings", choices=["release-spike", "calm"])
+    option("scenario", "release-spike", str, "what the night brings", choices=["release-spike", "calm", SCALING_LAG])
     option("seed", 1, int, "of the traffic's noise")
     option("peak-multiplier", 5.0, float, "of the release spike")
     option("spike-minutes", 27.0, float, "business minutes from the spike's start until it fades")
@@ -182,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             aws_endpoint_url=aws.endpoint_url.replace("//0.0.0.0:", "//127.0.0.1:"),
             seed=given.seed,
             release_spike=given.scenario == "release-spike",
+            scaling_lag=given.scenario == SCALING_LAG,
             peak_multiplier=given.peak_multiplier,
             spike_minutes=given.spike_minutes,
             usual_tokens_per_second=given.usual_load,
@@ -193,6 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if made is None:
             return
         aws.world.trail.clear()  # all of that was done long ago
+        if options.scaling_lag:
+            aws.world.faults.add(scaling_lag.fault())
+            aws.world.trail.add(
+                scaling_lag.role_change(datetime.now(UTC) - scaling_lag.ROLE_CHANGED_BEFORE / clock.speed)
+            )
         gc.freeze()  # what is loaded stays: the collector's pauses would be part of every answer
         control.opens(world, made)
         _log.info("AWS at %s, business time %s", aws.endpoint_url, clock.business(datetime.now(UTC)).isoformat())

@@ -37,6 +37,8 @@ class Parameters:
     """... and the time constant with which they do."""
     requests_per_second_per_task: float = 1.0
     """Load that the service's scaling policy keeps on one task."""
+    scale_out_tasks: int | None = None
+    """Tasks added when they are short; None: they are doubled."""
     scale_out_cooldown_seconds: float = 180
     scale_in_cooldown_seconds: float = 300
 
@@ -202,13 +204,14 @@ def _serve(
 def _scale(
     state: State, requests_per_second: float, controls: Controls, parameters: Parameters, seconds: float
 ) -> State:
-    """The service's scaling policy: double when the tasks are over their load, shrink by a tenth when well under."""
+    """The service's scaling policy: more when the tasks are over their load, a tenth less when well under it."""
     cooldown = max(0.0, state.scaling_cooldown_seconds - seconds)
     wanted = math.ceil(requests_per_second / parameters.requests_per_second_per_task)
     wanted = min(max(wanted, controls.tasks_min), controls.tasks_max)
     desired = state.tasks_desired
     if cooldown == 0 and wanted > 1.1 * desired:
-        desired, cooldown = min(2 * desired, controls.tasks_max), parameters.scale_out_cooldown_seconds
+        more = desired if parameters.scale_out_tasks is None else parameters.scale_out_tasks
+        desired, cooldown = min(desired + more, controls.tasks_max), parameters.scale_out_cooldown_seconds
     elif cooldown == 0 and wanted < 0.9 * desired:
         desired, cooldown = max(wanted, math.floor(0.9 * desired)), parameters.scale_in_cooldown_seconds
     return replace(state, tasks_desired=desired, scaling_cooldown_seconds=cooldown)

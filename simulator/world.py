@@ -25,12 +25,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dataplane.connection import connect
 from dataplane.knobs import Knobs
 from dataplane.routes import Routes
+from domain import timetable
 from domain.alarm_definitions import alarm_definitions, put_metric_alarm
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent
+from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
 from domain.clock import RehearsalClock, compress
 from domain.metrics import CATALOGUE, MetricName
 from domain.policy import Policy
 from domain.routes import CapacityRoute, CapacityRoutes
+from simulator import scaling_lag
 from simulator.aws.trail import RESIDENT_KEY
 from simulator.mangaassist import Controls, Flow, Parameters, at_rest, step
 from simulator.traffic import Spike, Traffic, monday_release
@@ -89,6 +92,8 @@ class WorldOptions:
     usual_tokens_per_second: float | None = None
     """Sent at any hour before spikes, instead of the day's curve."""
     event_row: Row = Row.UNDERSIZED
+    scaling_lag: bool = False
+    """Scenario 4: an evening ramp over the afternoon's units, with little on-demand quota left for us."""
 
 
 def metric_period(policy: Policy, speed: float) -> timedelta:
@@ -146,7 +151,7 @@ class World:
         self._clock = clock
         self._period = metric_period(policy, clock.speed)
         self._policy = compress(policy, clock.speed)
-        self._parameters = parameters or Parameters()
+        self._parameters = parameters or (scaling_lag.PARAMETERS if options.scaling_lag else Parameters())
         self._redis = connect(options.redis_url)
         self._knobs = Knobs(self._redis, self._policy.baseline)
         self._routes = Routes(self._redis)
@@ -160,11 +165,11 @@ class World:
         spike = Spike(
             self._release + timedelta(minutes=5), options.peak_multiplier, timedelta(minutes=options.spike_minutes)
         )
+        spikes, usual = [spike] if options.release_spike else [], options.usual_tokens_per_second
+        if options.scaling_lag:
+            spikes, usual = [scaling_lag.ramp(clock.business(datetime.now(UTC)))], scaling_lag.AFTERNOON
         self._traffic = Traffic(
-            options.seed,
-            policy.throttle.hit_rate_at_baseline,
-            [spike] if options.release_spike else [],
-            usual_tokens_per_second=options.usual_tokens_per_second,
+            options.seed, policy.throttle.hit_rate_at_baseline, spikes, usual_tokens_per_second=usual
         )
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=3, tcp_keepalive=True)
         session = boto3.session.Session(
@@ -220,16 +225,22 @@ class World:
         )
 
     def _seed_capacity(self) -> None:
+        """What the hour has: the timetable's units are ours, a baseline without a timetable is others'."""
+        timetabled = self._policy.timetable.models if self._policy.timetable else ()
+        at = self._clock.business(datetime.now(UTC)) - self._options.scaling_lag * scaling_lag.HOURS_BEFORE
         for name, model in self._policy.models.items():
-            if not model.baseline_units:
+            units = timetable.units_at(self._policy, name, at)
+            if not units:
                 continue
+            tags = {MANAGED_BY_TAG: MANAGED_BY, "asked-by": "the timetable"} if name in timetabled else {}
             arn = self._bedrock.create_provisioned_model_throughput(
                 clientRequestToken=f"mangaassist-base-{name}",
                 provisionedModelName=f"mangaassist-base-{name}",
                 modelId=model.provisioned_model_id,
-                modelUnits=model.baseline_units,
+                modelUnits=units,
+                tags=[{"key": key, "value": value} for key, value in tags.items()],
             )["provisionedModelArn"]
-            route = CapacityRoute(provisioned_model_arn=arn, units=model.baseline_units)
+            route = CapacityRoute(provisioned_model_arn=arn, units=units)
             self._routes.publish(CapacityRoutes(model=name, routes=(route,), version=1))
 
     def _seed_alarms(self) -> dict[str, Any]:
@@ -321,7 +332,9 @@ class World:
         for name, model in policy.models.items():
             routes = self._routed[name].routes if name in self._routed else ()
             units = sum(self._in_service.get(route.provisioned_model_arn, 0) for route in routes)
-            capacity[name] = units * model.tokens_per_second_per_unit + model.on_demand_tokens_per_second
+            taken = scaling_lag.ON_DEMAND_IN_USE.get(name, 0.0) if self._options.scaling_lag else 0.0
+            on_demand = max(0.0, model.on_demand_tokens_per_second - taken)
+            capacity[name] = units * model.tokens_per_second_per_unit + on_demand
         return Controls(
             cache_ttl_seconds=self._knobs.cache_ttl_seconds,
             routing=self._knobs.model_routing,

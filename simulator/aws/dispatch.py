@@ -55,6 +55,9 @@ def _refusal(response: BaseResponse, world: World, fault: Fault, service: str, o
     if fault.kind is FaultKind.THROTTLING:
         error = AwsError("ThrottlingException", "Rate exceeded")
         return response.serialized(ActionResult(error))
+    if fault.kind is FaultKind.NOT_FOUND:
+        error = AwsError("ResourceNotFoundException", "The model was not found, on purpose.")
+        return response.serialized(ActionResult(error))
     if fault.kind is FaultKind.SERVER_ERROR:
         error = AwsError("InternalServerException", "The service failed on purpose.")
         _, answered, body = response.serialized(ActionResult(error))

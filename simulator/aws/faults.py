@@ -13,6 +13,8 @@ class FaultKind(StrEnum):
     """Refused with ThrottlingException; nothing is done."""
     ACCESS_DENIED = "access_denied"
     """Refused with AWS's sentence that names the missing permission; nothing is done."""
+    NOT_FOUND = "not_found"
+    """Refused with ResourceNotFoundException; nothing is done."""
     TIMEOUT = "timeout"
     """No answer for `delay_ms`, then the connection is dropped; nothing is done."""
     SERVER_ERROR = "server_error"

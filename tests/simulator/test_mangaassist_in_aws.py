@@ -25,6 +25,7 @@ from dataplane.routes import Routes
 from domain.alarm_messages import parse_alarm
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
+from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
 from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey, Reading, Value
 from domain.knobs import Holder, KnobName, LeaseRequest
@@ -168,7 +169,8 @@ def test_the_world_is_as_scenario_1_finds_it(rehearsal: Rehearsal) -> None:
     assert {model["modelArn"].rsplit("/", 1)[-1]: model["modelUnits"] for model in fleet} == {
         model.provisioned_model_id: model.baseline_units for model in POLICY.models.values()
     }
-    assert all(not bedrock.list_tags_for_resource(resourceARN=m["provisionedModelArn"])["tags"] for m in fleet)
+    tags = [bedrock.list_tags_for_resource(resourceARN=model["provisionedModelArn"])["tags"] for model in fleet]
+    assert all({"key": MANAGED_BY_TAG, "value": MANAGED_BY} in found for found in tags), "the timetable's are ours"
     with connect(rehearsal.valkey.url) as client:
         routed = {route.provisioned_model_arn for held in Routes(client).read_all().values() for route in held.routes}
     assert routed == {model["provisionedModelArn"] for model in fleet}
