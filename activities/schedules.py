@@ -194,7 +194,6 @@ def _same(known: Schedule, desired: Schedule, payloads: Sequence[object]) -> boo
         and [item.every for item in known.spec.intervals] == [item.every for item in desired.spec.intervals]
         and not (known.spec.calendars or known.spec.cron_expressions)
         and known.policy == desired.policy
-        and known.state == desired.state
     )
 
 

@@ -18,6 +18,7 @@ from domain.alarms import AlarmChange, AlarmState
 from domain.capacity import DemandKind, ProvisionedModel
 from domain.incident import cut, span, utc
 from domain.messages import CapacityState, Message, PolicySnapshot
+from domain.permissions import PermissionFinding
 from domain.policy import HealthPolicy, ModelPolicy, RepairKind
 
 HEALTH_CHECK_WORKFLOW = "HealthCheckWorkflow"
@@ -108,16 +109,6 @@ class ScheduleSeen(Message):
     """How the last runs ended (`completed`, `failed`, `timed_out`, ... or `running`), oldest first."""
 
 
-class MissingPermission(Message):
-    """A call that our role may not make."""
-
-    action: str
-    why: str
-    """What does not work without it."""
-    statement: str
-    """IAM statement to add, as JSON."""
-
-
 class Facts(Message):
     """Everything that the check has read."""
 
@@ -128,7 +119,8 @@ class Facts(Message):
     routes: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Published routes by model: ARN to units."""
     schedules: tuple[ScheduleSeen, ...] = ()
-    permissions: tuple[MissingPermission, ...] = ()
+    permissions: tuple[PermissionFinding, ...] = ()
+    """Of our own role; those that are denied."""
     unread: dict[Source, str] = Field(default_factory=dict)
     """What could not be read, and why; the fields above are empty then."""
 
@@ -677,8 +669,8 @@ class _Look:
                 Area.PERMISSIONS,
                 Severity.CRITICAL,
                 f"Our role may not call {missing.action}.",
-                missing.why,
-                f"Add to the role: {missing.statement} (runbooks iam policy prints all that is needed)",
+                "Every step that needs it fails (S4, root cause 2).",
+                f"Add to the role: {missing.statement}; all that is needed: runbooks iam policy --role worker",
             )
 
 

@@ -11,6 +11,7 @@ from temporalio.exceptions import ActivityError
 from activities.bedrock import BedrockActivities
 from activities.decisions import DecisionActivities
 from activities.health import HealthActivities
+from activities.permissions import PermissionActivities
 from activities.schedules import ScheduleActivities
 from domain.alarms import AlarmState
 from domain.health import (
@@ -26,6 +27,7 @@ from domain.health import (
     headline,
 )
 from domain.messages import DeleteModel, PolicySnapshot
+from domain.permissions import CheckPermissions
 from workflows._step import decide, failure, last_result, load_policy, mutate, read
 from workflows.search_attributes import SERVICE
 
@@ -58,7 +60,7 @@ class HealthCheckWorkflow:
         return report
 
     async def _look(self, snapshot: PolicySnapshot) -> Facts:
-        fleet, writers, routes, schedules = await asyncio.gather(
+        fleet, writers, routes, schedules, permissions = await asyncio.gather(
             self._read(Source.BEDROCK, read(BedrockActivities.look_at_fleet, snapshot, summary="List the fleet")),
             self._read(
                 Source.WRITERS,
@@ -73,6 +75,10 @@ class HealthCheckWorkflow:
                 Source.SCHEDULES,
                 read(ScheduleActivities.look_at_schedules, snapshot, summary="Look at the schedules and their runs"),
             ),
+            self._read(
+                Source.PERMISSIONS,
+                read(PermissionActivities.check_permissions, CheckPermissions(), summary="Check our permissions"),
+            ),
         )
         return Facts(
             now=workflow.now(),
@@ -80,6 +86,7 @@ class HealthCheckWorkflow:
             writers=writers or {},
             routes=routes or {},
             schedules=tuple(schedules or ()),
+            permissions=permissions.denied if permissions else (),
             unread=self._unread,
         )
 

@@ -210,10 +210,18 @@ async def test_what_is_broken_is_found_mended_or_told_once(stack: Stack) -> None
     assert all(text.startswith("health check: ") for text in texts)
 
     # While Bedrock denies everything, nothing about the fleet is over and nothing new is claimed.
-    stack.aws.control("POST", "faults", {"service": "bedrock", "operation": None, "kind": "access_denied"})
+    deny = {"service": "bedrock", "operation": None, "kind": "access_denied", "count": None}
+    stack.aws.control("POST", "faults", deny)
     await schedule.unpause()
     report = await stack.check()
-    assert ids(report) == {"orphan:runbooks-haiku-left", "unread:bedrock"}
+    denied = ("ListProvisionedModelThroughputs", "GetProvisionedModelThroughput", "ListTagsForResource")
+    assert ids(report) == {
+        "orphan:runbooks-haiku-left",
+        "unread:bedrock",
+        *(f"permission:bedrock:{action}" for action in denied),
+    }
+    opened = await stack.incident("control-health:permissions")
+    assert '"Action": "bedrock:' in opened.alarm.reason
     assert Area.CAPACITY not in report.checked
     unread = next(finding for finding in report.open if finding.finding_id == "unread:bedrock")
     assert "bedrock:ListProvisionedModelThroughputs" in unread.what
