@@ -264,6 +264,13 @@ async def test_incidents_are_seen_and_decided_as_with_the_command_line(api: Api,
     answer = await api.post(f"/incidents/{incident}/extend", body)
     by = timedelta(minutes=90) / SPEED
     assert answer.json() == {"outcome": "already-done", "message": f"capacity by {by} for engineer@example.com"}
+    body = {"why": "the new normal", "lever": "cache_ttl_seconds", "review_in": "48h"}
+    answer = await api.post(f"/incidents/{incident}/keep", body, Role.APPROVER)
+    assert answer.json()["message"] == f"cache_ttl_seconds, review in {timedelta(hours=48) / SPEED}"
+    body = {"why": "ours now", "duration": "2h", "to": "approver@example.com"}
+    answer = await api.post(f"/incidents/{incident}/take-over", body)
+    said = f"approver@example.com for {timedelta(hours=2) / SPEED} by engineer@example.com"
+    assert answer.json() == {"outcome": "accepted", "message": said}
     assert "stale" not in problem(await api.post(f"/incidents/{incident}/approve", {"why": "stale"}), 409)["detail"]
 
 
