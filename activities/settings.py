@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedBase
 from ruamel.yaml.error import YAMLError
@@ -38,12 +39,15 @@ def load_yaml(model: type[M], path: Path | None) -> M:
     try:
         return model.model_validate(content, extra="forbid")  # a typo is an error
     except ValidationError as error:
-        lines = [
-            f"{path}:{_line(content, item['loc'])}: {'.'.join(map(str, item['loc']))}: "
-            f"{item['input']!r} is not allowed: {item['msg']}"
-            for item in error.errors()
-        ]
-        raise ConfigurationError("\n".join(lines)) from None
+        raise ConfigurationError("\n".join(_wrong(path, content, item) for item in error.errors())) from None
+
+
+def _wrong(path: Path, content: object, item: ErrorDetails) -> str:
+    """One line; without the value where the whole file is it: the message names the field then."""
+    where = f"{path}:{_line(content, item['loc'])}"
+    if not item["loc"]:
+        return f"{where}: {item['msg']}"
+    return f"{where}: {'.'.join(map(str, item['loc']))}: {item['input']!r} is not allowed: {item['msg']}"
 
 
 def _line(content: object, location: tuple[int | str, ...]) -> int:

@@ -305,4 +305,4 @@ class Capacity(OnRecord):
 
 
 def _paused(paused: Paused | None) -> str:
-    return f"paused by {paused.who} since {utc(paused.since)}: {paused.why}" if paused else ""
+    return f"{paused.who}, since {utc(paused.since)}: {paused.why}" if paused else ""

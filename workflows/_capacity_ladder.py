@@ -27,14 +27,17 @@ class ClimbsLadder(PublishesRoutes):
         """What is missing after `plan` was acted on: the ladder follows it, people are paged once for each cause."""
         wanted_now = plan.expected[0].wanted if plan.expected else plan.desired_units
         self.missing = max(0, wanted_now - plan.units_in_service) if self.listed_at else 0
-        creating = [model for model in self.fleet.values() if model.status == "Creating" and model.arn not in self.held]
-        coming = sum(order.units for order in self.sending.values()) + sum(model.units for model in creating)
         if not self.missing:
             self.short_since = None
-        elif self.short_since is None and (self.shortage or self.missing > coming):
+        elif self.short_since is None and (self.shortage or self.missing > self._coming()):
             self.short_since = workflow.now()
         self._ask_money(plan)
         self._page_shortage(plan)
+
+    def _coming(self) -> int:
+        """Units asked for, or in creation and not late."""
+        creating = [model for model in self.fleet.values() if model.status == "Creating" and model.arn not in self.held]
+        return sum(order.units for order in self.sending.values()) + sum(model.units for model in creating)
 
     def _page_shortage(self, plan: CapacityPlan) -> None:
         short = plan.desired_units - plan.units_in_service
@@ -51,7 +54,8 @@ class ClimbsLadder(PublishesRoutes):
         why = "; ".join([*paused, *(words for _, words in self.shortage.values())])
         self.page(
             ON_CALL,
-            f"{short} of {plan.desired_units} units of {self.model} are missing ({plan.wanted_for}): {why}",
+            f"{short} of {plan.desired_units} units of {self.model} are missing, {self._coming()} of them on their way "
+            f"({plan.wanted_for}): {why}",
         )
 
     def _ask_money(self, plan: CapacityPlan) -> None:

@@ -1,296 +1,53 @@
 """The one writer of capacity on a real Temporal server and a real Valkey, against the simulated AWS over HTTP."""
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
-import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
 import redis
-from temporalio import workflow
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowHandle
+from temporalio.client import WithStartWorkflowOperation
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError
-from temporalio.worker import Replayer, Worker
 
-from activities.bedrock import BedrockActivities
-from activities.capacity_watch import CapacityWatch
-from activities.decisions import DecisionActivities
-from activities.entities import EntityActivities
-from activities.leases import LeaseActivities
-from activities.pages import PageActivities
-from activities.settings import SettingsActivities
 from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
-from domain.capacity import Demand, DemandKind, DemandOutcome
-from domain.clock import RehearsalClock
+from domain.capacity import DemandOutcome
 from domain.messages import (
-    CAPACITY_CHANGED,
     CAPACITY_STATE,
-    RECONCILE_NOW,
     SET_DEMAND,
     WITHDRAW_DEMAND,
     CapacityInput,
     CapacityState,
-    PersonRequest,
-    Reconciled,
     WithdrawDemand,
     capacity_id,
 )
-from domain.policy import CapacityPolicy, Policy
+from domain.policy import Policy
 from tests.servers import TemporalServer, ValkeyServer
+from tests.workflows.capacity_stack import (
+    FAST,
+    LAG_SECONDS,
+    SONNET,
+    FakeIncident,
+    Stack,
+    idle,
+    last,
+    last_with,
+    running,
+    until,
+)
 from workers.clients import AwsClients
 from workers.redis_loss import watch_redis
 from workers.settings import Settings
-from workers.temporal import connect, runbook_plugin
-from workflows._step import failure, mutate
+from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
-
-SONNET = Policy().models["sonnet"]
-LAG_SECONDS = 0.4
-FAST = CapacityPolicy(
-    poll_interval=timedelta(seconds=0.1),
-    provisioning_timeout=timedelta(seconds=20),
-    drain=timedelta(seconds=0.3),
-    minimum_hold=timedelta(0),
-    reconcile_interval=timedelta(minutes=10),
-)
-
-
-@workflow.defn(name="FakeIncident", sandboxed=False)
-class FakeIncident:
-    """Asks for capacity as an incident does, and keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[DemandOutcome] = []
-
-    @workflow.signal(name=CAPACITY_CHANGED)
-    def capacity_changed(self, outcome: DemandOutcome) -> None:
-        self.told.append(outcome)
-
-    @workflow.query
-    def outcomes(self) -> list[DemandOutcome]:
-        return self.told
-
-    @workflow.update
-    async def ask(self, demand: Demand) -> DemandOutcome | str:
-        try:
-            return await mutate(EntityActivities.set_demand, demand, summary="Ask")
-        except ActivityError as error:
-            return "{}: {}".format(*failure(error))
-
-    @workflow.update
-    async def withdraw(self, request: WithdrawDemand) -> DemandOutcome:
-        return await mutate(EntityActivities.withdraw_demand, request, summary="Withdraw")
-
-    @workflow.run
-    async def run(self) -> None:
-        await workflow.wait_condition(lambda: False)
-
-
-@pytest.fixture(scope="module")
-def aws_server() -> Iterator[str]:
-    """Endpoint of a simulated AWS in a process of its own."""
-    os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
-    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
-    command = [sys.executable, "-m", "simulator.aws", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-        process.kill()
-
-
-@dataclass
-class Stack:
-    """A worker, and hands on everything around it."""
-
-    client: Client
-    settings: Settings
-    aws: str
-    redis: redis.Redis
-    policy_file: Path
-    model: str
-    incident: str
-    worker: asyncio.Task[None] | None = None
-    fake: WorkflowHandle[Any, Any] | None = None
-    bedrock: Any = None
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
-
-    @property
-    def pages_file(self) -> Path:
-        return self.policy_file.with_name("pages.jsonl")
-
-    def pages(self) -> list[str]:
-        """Texts of what people were paged, with whom first."""
-        lines = self.pages_file.read_text().splitlines() if self.pages_file.exists() else []
-        return ["{to}: {text}".format_map(json.loads(line)) for line in lines]
-
-    def set_policy(self, **capacity: Any) -> None:
-        """Written anew; read at the next start and reconciliation."""
-        models = {**Policy().models, self.model: SONNET}
-        policy = Policy(timetable=None).model_copy(
-            update={"models": models, "capacity": FAST.model_copy(update=capacity)}
-        )
-        self.policy_file.write_text(policy.model_dump_json())
-
-    async def start_worker(self) -> None:
-        settings = SettingsActivities(policy_file=self.policy_file, roster_file=None, clock=RehearsalClock())
-        bedrock = BedrockActivities(AwsClients(self.settings).bedrock(), Routes(self.redis))
-        worker = Worker(
-            self.client,
-            task_queue=self.settings.task_queue,
-            workflows=[CapacityWorkflow, FakeIncident],
-            activities=[
-                method
-                for owner in (
-                    bedrock,
-                    CapacityWatch(settings.snapshot, bedrock, Routes(self.redis)),
-                    LeaseActivities(Ledger(self.redis)),
-                    PageActivities(AwsClients(self.settings).sns(), topic_arn=None, log=self.pages_file),
-                    DecisionActivities(),
-                    EntityActivities(settings.snapshot),
-                    settings,
-                )
-                for name in dir(owner)
-                if hasattr(method := getattr(owner, name), "__temporal_activity_definition")
-            ],
-            activity_executor=self.threads,
-        )
-        self.worker = asyncio.create_task(worker.run())
-
-    async def stop_worker(self) -> None:
-        if self.worker is not None:
-            self.worker.cancel()
-            await asyncio.gather(self.worker, return_exceptions=True)
-            self.worker = None
-
-    def demand(self, units: int, *, seconds: float = 3600) -> Demand:
-        now = datetime.now(UTC)
-        return Demand(
-            demand_id=self.incident,
-            model=self.model,
-            kind=DemandKind.EMERGENCY,
-            units=units,
-            start=now,
-            end=now + timedelta(seconds=seconds),
-            reason="throttles",
-            asked_by=self.incident,
-        )
-
-    async def ask(self, units: int, *, seconds: float = 3600) -> DemandOutcome:
-        assert self.fake is not None
-        answer = await self.fake.execute_update(FakeIncident.ask, self.demand(units, seconds=seconds))
-        assert isinstance(answer, DemandOutcome), answer
-        return answer
-
-    async def withdraw(self) -> DemandOutcome:
-        assert self.fake is not None
-        request = WithdrawDemand(model=self.model, demand_id=self.incident, reason="over")
-        return await self.fake.execute_update(FakeIncident.withdraw, request)
-
-    async def told(self) -> list[DemandOutcome]:
-        assert self.fake is not None
-        return await self.fake.query(FakeIncident.outcomes)
-
-    @property
-    def entity(self) -> WorkflowHandle[Any, Any]:
-        return self.client.get_workflow_handle(capacity_id(self.model))
-
-    async def reconcile(self) -> Reconciled:
-        request = PersonRequest(who="engineer@example.com", why="mended")
-        answer: Reconciled = await self.entity.execute_update(RECONCILE_NOW, request, result_type=Reconciled)
-        return answer
-
-    async def state(self) -> CapacityState:
-        state: CapacityState = await self.entity.query(CAPACITY_STATE, result_type=CapacityState)
-        return state
-
-    def fleet(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = self.bedrock.list_provisioned_model_throughputs()["provisionedModelSummaries"]
-        return listed
-
-    def units(self) -> list[int]:
-        return sorted(model["modelUnits"] for model in self.fleet())
-
-    def routed(self) -> dict[str, int]:
-        held = Routes(self.redis).read_all().get(self.model)
-        return {route.provisioned_model_arn: route.units for route in held.routes} if held else {}
-
-    def control(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        request = urllib.request.Request(
-            f"{self.aws}/_simulator/{path}", data=json.dumps(body or {}).encode(), method=method
-        )
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return json.load(answer)
-
-    def reset_aws(self) -> None:
-        urllib.request.urlopen(urllib.request.Request(f"{self.aws}/moto-api/reset", method="POST"), timeout=5).close()
-
-    def fault(self, operation: str, kind: str, **more: Any) -> None:
-        self.control("faults", {"service": "bedrock", "operation": operation, "kind": kind, **more})
-
-    def calls(self, operation: str) -> int:
-        return sum(1 for event in self.control("trail", method="GET") if event["event_name"] == operation)
-
-
-async def until(what: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
-    """Waits for something true and answers it."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        result = what()
-        value = await result if asyncio.iscoroutine(result) else result
-        if value:
-            return value
-        assert asyncio.get_running_loop().time() < deadline, "it never came true"
-        await asyncio.sleep(0.05)
-
-
-@asynccontextmanager
-async def running(temporal: TemporalServer, redis_client: redis.Redis, aws: str, folder: Path) -> AsyncIterator[Stack]:
-    """A stack with 15 units of somebody else's, whose histories are replayed at the end."""
-    model = f"sonnet-{uuid4().hex[:8]}"
-    settings = Settings(temporal_address=temporal.address, task_queue=model, aws_endpoint_url=aws)
-    client = await connect(settings)
-    made = Stack(client, settings, aws, redis_client, folder / "policy.yaml", model, f"incident-{model}")
-    made.set_policy()
-    made.reset_aws()
-    made.bedrock = AwsClients(settings).bedrock()
-    made.control("bedrock", {"provisioning_lag_seconds": LAG_SECONDS})
-    made.bedrock.create_provisioned_model_throughput(
-        provisionedModelName="base", modelUnits=15, modelId=SONNET.provisioned_model_id
-    )
-    made.control("settle")
-    await made.start_worker()
-    made.fake = await client.start_workflow(FakeIncident.run, id=made.incident, task_queue=settings.task_queue)
-    try:
-        yield made
-        await _replays(made)
-    finally:
-        for handle in (made.entity, made.fake):
-            with suppress(RPCError):  # never started, or ended
-                await handle.terminate()
-        await made.stop_worker()
-        made.threads.shutdown()
-
-
-@pytest.fixture
-async def stack(
-    temporal: TemporalServer, redis_client: redis.Redis, aws_server: str, tmp_path: Path
-) -> AsyncIterator[Stack]:
-    async with running(temporal, redis_client, aws_server, tmp_path) as made:
-        yield made
 
 
 async def test_a_demand_is_bought_routed_and_given_back(stack: Stack) -> None:
@@ -299,7 +56,7 @@ async def test_a_demand_is_bought_routed_and_given_back(stack: Stack) -> None:
     await until(lambda: stack.units() == [3, 5, 5, 15])
     assert len(stack.routed()) <= 1
     await until(lambda: sum(stack.routed().values()) == 28)
-    told = await until(lambda: _last(stack, "in_service"))
+    told = await until(lambda: last(stack, "in_service"))
     assert told.units_in_service == 28
     ours = [model for model in stack.fleet() if model["provisionedModelName"] != "base"]
     for model in ours:
@@ -314,27 +71,9 @@ async def test_a_demand_is_bought_routed_and_given_back(stack: Stack) -> None:
     assert (await stack.withdraw()).status == "withdrawn"
     await until(lambda: list(stack.routed().values()) == [15])
     await until(lambda: stack.units() == [15])
-    await until(lambda: _idle(stack))
+    await until(lambda: idle(stack))
     state = await stack.state()
     assert (state.demands, [model.name for model in state.fleet]) == ([], ["base"])
-
-
-async def _last(stack: Stack, status: str) -> DemandOutcome | None:
-    told = await stack.told()
-    return told[-1] if told and told[-1].status == status else None
-
-
-async def _idle(stack: Stack) -> CapacityState | None:
-    state = await stack.state()
-    return state if state.doing == "idle" else None
-
-
-async def _replays(stack: Stack) -> None:
-    """Whatever happened in a test is deterministic."""
-    replayer = Replayer(workflows=[CapacityWorkflow], plugins=[runbook_plugin()])
-    async for run in stack.client.list_workflows(f"WorkflowId = '{capacity_id(stack.model)}'"):
-        handle = stack.client.get_workflow_handle(run.id, run_id=run.run_id)
-        await replayer.replay_workflow(await handle.fetch_history())
 
 
 async def test_a_creation_whose_answer_is_lost_is_not_bought_twice(stack: Stack) -> None:
@@ -348,7 +87,7 @@ async def test_a_creation_whose_answer_is_lost_is_not_bought_twice(stack: Stack)
 async def test_a_denied_creation_names_the_statement_and_goes_on_when_the_role_is_mended(stack: Stack) -> None:
     stack.fault("CreateProvisionedModelThroughput", "access_denied", count=None)
     await stack.ask(20)
-    told = await until(lambda: _last(stack, "failed"))
+    told = await until(lambda: last(stack, "failed"))
     assert '"Action": "bedrock:CreateProvisionedModelThroughput"' in told.detail
     calls = stack.calls("CreateProvisionedModelThroughput")
     state = await stack.state()
@@ -357,7 +96,7 @@ async def test_a_denied_creation_names_the_statement_and_goes_on_when_the_role_i
     await asyncio.sleep(0.5)
     assert stack.calls("CreateProvisionedModelThroughput") == calls, "refused calls are not hammered"
     await stack.reconcile()
-    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: last(stack, "in_service"))
     assert stack.units() == [5, 15]
     assert (await stack.state()).last_error == ""
 
@@ -365,10 +104,10 @@ async def test_a_denied_creation_names_the_statement_and_goes_on_when_the_role_i
 async def test_a_refused_quota_is_told_in_words_of_aws_and_what_to_do(stack: Stack) -> None:
     stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 21}})
     await stack.ask(25)
-    told = await until(lambda: _last(stack, "failed"))
+    told = await until(lambda: last(stack, "failed"))
     assert "exceeds the account's quota" in told.detail
     assert "AWS Support" in told.detail
-    told = await until(lambda: _last_with(stack, 20))
+    told = await until(lambda: last_with(stack, 20))
     assert told.status == "failed"
     assert stack.units() == [5, 15]
 
@@ -376,15 +115,15 @@ async def test_a_refused_quota_is_told_in_words_of_aws_and_what_to_do(stack: Sta
 async def test_one_failure_is_told_once_however_many_orders_and_reconciliations_it_meets(stack: Stack) -> None:
     stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 15}})
     await stack.ask(28)
-    await until(lambda: _last(stack, "failed"))
+    await until(lambda: last(stack, "failed"))
     for rounds in range(2, 5):
         await stack.reconcile()
         await until(lambda rounds=rounds: stack.calls("CreateProvisionedModelThroughput") == 1 + 3 * rounds)
-        await until(lambda: _idle(stack))
+        await until(lambda: idle(stack))
     prolonged = await stack.ask(28, seconds=7200)
     assert prolonged.status == "failed"
     await until(lambda: stack.calls("CreateProvisionedModelThroughput") == 1 + 3 * 5)
-    await until(lambda: _idle(stack))
+    await until(lambda: idle(stack))
     failures = [outcome for outcome in await stack.told() if outcome.status == "failed"]
     assert len(failures) == 1
     assert "5 units were not created" in failures[0].detail
@@ -395,7 +134,7 @@ async def test_one_failure_is_told_once_however_many_orders_and_reconciliations_
     stack.control("faults", method="DELETE")
     stack.control("bedrock", {"quotas": {SONNET.provisioned_model_id: 28}})
     await stack.reconcile()
-    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: last(stack, "in_service"))
     assert (await stack.state()).last_error == ""
 
 
@@ -410,11 +149,11 @@ async def test_a_failed_creation_is_deleted_reported_and_tried_once_per_reconcil
     name = first["provisionedModelName"]
     stack.control("bedrock", {"provisioning_lag_seconds": LAG_SECONDS})
     stack.control(f"provisioned-model-throughput/{name}", {"failure_message": "no capacity in this region"})
-    told = await until(lambda: _last(stack, "failed"))
+    told = await until(lambda: last(stack, "failed"))
     assert "no capacity in this region" in told.detail
     await until(lambda: stack.units() == [15])
     await stack.reconcile()
-    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: last(stack, "in_service"))
     assert name not in [model["provisionedModelName"] for model in stack.fleet()]
 
 
@@ -430,22 +169,18 @@ async def test_a_demand_ends_by_itself_with_nobody_there(stack: Stack) -> None:
 
 async def test_a_demand_that_is_prolonged_while_its_end_is_planned_goes_on(stack: Stack) -> None:
     await stack.ask(20, seconds=3)
-    await until(lambda: _last(stack, "in_service"))
-    await until(lambda: _idle(stack))
+    await until(lambda: last(stack, "in_service"))
+    await until(lambda: idle(stack))
     stack.fault("ListProvisionedModelThroughputs", "lost_answer", delay_ms=1500)
     await until(lambda: _planning(stack))
     prolonged = stack.demand(20)
     assert (await stack.state()).demands[0].end < prolonged.start, "it has ended, and the plan is asked for"
     await stack.ask(20)
-    await until(lambda: _idle(stack))
+    await until(lambda: idle(stack))
     assert [demand.units for demand in (await stack.state()).demands] == [20]
     assert stack.units() == [5, 15]
     assert "withdrawn" not in [outcome.status for outcome in await stack.told()]
     assert stack.calls("DeleteProvisionedModelThroughput") == 0
-
-
-async def _planning(stack: Stack) -> bool:
-    return "planning" in (await stack.state()).doing
 
 
 async def test_routes_that_redis_lost_are_published_again_at_once(stack: Stack) -> None:
@@ -455,8 +190,8 @@ async def test_routes_that_redis_lost_are_published_again_at_once(stack: Stack) 
     watching = asyncio.create_task(watch_redis(ledger, knobs, stack.client))
     try:
         await stack.ask(20)
-        await until(lambda: _last(stack, "in_service"))
-        await until(lambda: _idle(stack))
+        await until(lambda: last(stack, "in_service"))
+        await until(lambda: idle(stack))
         stack.redis.flushall()
         await until(lambda: sum(stack.routed().values()) == 20, seconds=10)
     finally:
@@ -468,7 +203,7 @@ async def test_routes_that_redis_lost_are_published_again_at_once(stack: Stack) 
 
 async def test_a_model_deleted_by_somebody_else_loses_its_route_and_is_bought_again(stack: Stack) -> None:
     await stack.ask(20)
-    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: last(stack, "in_service"))
     lost = next(model for model in stack.fleet() if model["provisionedModelName"] != "base")
     stack.control(f"provisioned-model-throughput/{lost['provisionedModelName']}", method="DELETE")
     await stack.reconcile()
@@ -492,7 +227,7 @@ async def test_demands_and_withdrawals_are_handled_while_models_are_in_creation(
 async def test_what_is_draining_is_taken_back_when_it_is_wanted_again(stack: Stack) -> None:
     stack.set_policy(drain=timedelta(seconds=30))
     await stack.ask(20)
-    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: last(stack, "in_service"))
     await stack.withdraw()
     await until(lambda: list(stack.routed().values()) == [15])
     await stack.ask(20)
@@ -515,13 +250,13 @@ async def test_others_and_committed_models_are_counted_and_never_touched(stack: 
     assert stack.units() == [1, 4, 15]
     await stack.withdraw()
     await until(lambda: stack.units() == [4, 15])
-    state = await until(lambda: _idle(stack))
+    state = await until(lambda: idle(stack))
     assert (state.desired_units, state.units_in_service) == (15, 19)
 
 
 async def test_nothing_is_deleted_while_its_route_cannot_be_withdrawn(stack: Stack) -> None:
     await stack.ask(20)
-    await until(lambda: _last(stack, "in_service"))
+    await until(lambda: last(stack, "in_service"))
     stack.redis.client_pause(4000, all=False)
     await stack.withdraw()
     await asyncio.sleep(1)
@@ -548,11 +283,11 @@ async def test_state_is_carried_into_continued_runs(redis_client: redis.Redis, a
     try:
         async with running(temporal, redis_client, aws_server, tmp_path) as stack:
             await stack.ask(20)
-            await until(lambda: _last(stack, "in_service"))
+            await until(lambda: last(stack, "in_service"))
             first_run = (await stack.entity.describe()).run_id
             for _ in range(5):
                 await stack.reconcile()
-                await until(lambda: _idle(stack))
+                await until(lambda: idle(stack))
             await until(lambda: _other_run(stack, first_run))
             state = await stack.state()
             assert [demand.units for demand in state.demands] == [20]
@@ -563,11 +298,6 @@ async def test_state_is_carried_into_continued_runs(redis_client: redis.Redis, a
             assert list(stack.routed().values()) == [15]
     finally:
         temporal.kill()
-
-
-async def _last_with(stack: Stack, units: int) -> DemandOutcome | None:
-    told = await stack.told()
-    return told[-1] if told and told[-1].units_in_service == units else None
 
 
 async def _other_run(stack: Stack, run_id: str) -> bool:
@@ -687,3 +417,7 @@ async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
 async def _rest(reading: Awaitable[CapacityState]) -> CapacityState | None:
     state = await reading
     return state if state.doing == "idle" else None
+
+
+async def _planning(stack: Stack) -> bool:
+    return "planning" in (await stack.state()).doing
