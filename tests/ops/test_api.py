@@ -269,8 +269,8 @@ async def test_incidents_are_seen_and_decided_as_with_the_command_line(api: Api,
     assert answer.json()["message"] == f"cache_ttl_seconds, review in {timedelta(hours=48) / SPEED}"
     body = {"why": "ours now", "duration": "2h", "to": "approver@example.com"}
     answer = await api.post(f"/incidents/{incident}/take-over", body)
-    said = f"approver@example.com for {timedelta(hours=2) / SPEED} by engineer@example.com"
-    assert answer.json() == {"outcome": "accepted", "message": said}
+    taken = f"approver@example.com for {timedelta(hours=2) / SPEED} by engineer@example.com"
+    assert answer.json() == {"outcome": "accepted", "message": taken}
     assert "stale" not in problem(await api.post(f"/incidents/{incident}/approve", {"why": "stale"}), 409)["detail"]
 
 
