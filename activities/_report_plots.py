@@ -22,6 +22,7 @@ from activities._report_content import LEVER_TITLES, TOKYO
 from domain.incident import IncidentRecord
 from domain.messages import ABORT, APPROVE_REVERT, REJECT, RELEASE_LEVER, PolicySnapshot
 from domain.metrics import CATALOGUE, MetricName
+from domain.pre_provisioning import EventRecord
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch.client import CloudWatchClient
@@ -68,14 +69,41 @@ class Mark:
 
 
 def draw(record: IncidentRecord, snapshot: PolicySnapshot, until: datetime, cloudwatch: "CloudWatchClient") -> str:
-    """The figure as an `<svg>` element without outside references. Raises what CloudWatch's client raises."""
-    models = plotted_models(record, snapshot)
+    """The figure of an incident as an `<svg>` element. Raises what CloudWatch's client raises."""
     start = record.opened_at - snapshot.policy.evidence.metric_lookback
-    period = snapshot.policy.metrics.period
-    step = query_period(until - start, period)
+    return draw_load(plotted_models(record, snapshot), marks_of(record), (start, until), snapshot, cloudwatch)
+
+
+def draw_event(record: EventRecord, snapshot: PolicySnapshot, until: datetime, cloudwatch: "CloudWatchClient") -> str:
+    """The figure of a calendar event, from its purchase on. Raises what CloudWatch's client raises."""
+    times = record.times
+    assert times is not None, "an event that was reckoned"
+    start = min(record.triggered_at or times.buy_at, until) - snapshot.policy.evidence.metric_lookback
+    moments = (
+        (record.triggered_at, "triggered", _COLOURS[0]),
+        (record.in_service_at, "in service", _GREEN),
+        (times.starts_at, f"start, {record.event.multiplier:g}x", _RED),
+        (times.ends_at, "end", _GREY),
+        (record.released_at, "released", _GREEN),
+    )
+    marks = [Mark(at, text, colour) for at, text, colour in moments if at is not None]
+    models = [name for name in record.event.models if name in snapshot.policy.models][: len(_COLOURS)]
+    return draw_load(models, sorted(marks, key=lambda mark: mark.at), (start, until), snapshot, cloudwatch)
+
+
+def draw_load(
+    models: Sequence[str],
+    marks: Sequence[Mark],
+    interval: tuple[datetime, datetime],
+    snapshot: PolicySnapshot,
+    cloudwatch: "CloudWatchClient",
+) -> str:
+    """Load and service over time as an `<svg>` element without outside references."""
+    start, until = interval
+    step = query_period(until - start, snapshot.policy.metrics.period)
     series = read(cloudwatch, snapshot, models, start, until, step)
     with _LOCK, mpl.rc_context(_SETTINGS):
-        return _svg(_figure(record, snapshot, models, series, (start, until), step))
+        return _svg(_figure(marks, snapshot, models, series, interval, step))
 
 
 def plotted_models(record: IncidentRecord, snapshot: PolicySnapshot) -> list[str]:
@@ -164,7 +192,7 @@ def marks_of(record: IncidentRecord) -> list[Mark]:
 
 
 def _figure(
-    record: IncidentRecord,
+    marks: Sequence[Mark],
     snapshot: PolicySnapshot,
     models: Sequence[str],
     series: Series,
@@ -223,7 +251,7 @@ def _figure(
     formatter = ConciseDateFormatter(locator, tz=TOKYO, show_offset=False)  # type: ignore[no-untyped-call]
     hits.xaxis.set_major_formatter(formatter)
     hits.set_xlabel("business time in Tokyo")
-    rows = _draw_marks(panels, marks_of(record), interval, snapshot)
+    rows = _draw_marks(panels, marks, interval, snapshot)
     _lay_out(figure, rows)
     return figure
 

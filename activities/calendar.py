@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from temporalio import activity
 
 from activities.cloudwatch import evidence_of
-from domain.calendar import EVENT_TABLE_KEY, CalendarEvent, CalendarRowError
+from domain.calendar import EVENT_TABLE_KEY, CalendarEvent, events_of
 from domain.evidence import Check, EvidenceKey, Value
 from domain.messages import CheckCalendar
+from domain.pre_provisioning import CalendarTable, MarkEvent
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.client import DynamoDBClient
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 
 class CalendarActivities:
@@ -42,7 +44,7 @@ class CalendarActivities:
         event = max(fitting, key=lambda candidate: candidate.multiplier, default=None)
         values: dict[EvidenceKey, Value | None]
         if event is None:
-            finding = "no event in the calendar" + (f"; {'; '.join(broken)}" if broken else "")
+            finding = "no event in the calendar" + (f"; {'; '.join(broken.values())}" if broken else "")
             values = {EvidenceKey.EVENT_CONFIGURED: None if broken else False}
         else:
             units = event.units.get(request.model, 0)
@@ -68,7 +70,7 @@ class CalendarActivities:
                 name="Event calendar",
                 finding=finding,
                 breaching=None if broken and event is None else event is not None,
-                evidence=evidence_of(values, f"dynamodb Scan {self._table}", now, "; ".join(broken)),
+                evidence=evidence_of(values, f"dynamodb Scan {self._table}", now, "; ".join(broken.values())),
                 observed_at=now,
                 duration_ms=(time.perf_counter() - started) * 1000,
             )
@@ -92,13 +94,45 @@ class CalendarActivities:
             return False
         return True
 
-    def _events(self) -> tuple[list[CalendarEvent], list[str]]:
-        events: list[CalendarEvent] = []
-        broken: list[str] = []
-        for page in self._dynamodb.get_paginator("scan").paginate(TableName=self._table):
-            for item in page["Items"]:
-                try:
-                    events.append(CalendarEvent.from_item(item))
-                except CalendarRowError as error:
-                    broken.append(str(error))
-        return events, broken
+    # ------------------------------------------------------------------ pre-provisioning
+
+    @activity.defn
+    def read_calendar(self, _: None = None) -> CalendarTable:
+        """Every row, as it is at this moment: what is missing is gone."""
+        events, broken = self._events(consistent=True)
+        return CalendarTable(events=events, broken=broken)
+
+    @activity.defn
+    def mark_event(self, request: MarkEvent) -> bool:
+        """Write what pre-provisioning did into the row; False: it is gone, or starts at another time by now."""
+        key: dict[str, AttributeValueTypeDef] = {EVENT_TABLE_KEY: {"S": request.event_id}}
+        item = self._dynamodb.get_item(TableName=self._table, Key=key, ConsistentRead=True).get("Item")
+        if item is None or CalendarEvent.from_item(item).starts_at != request.starts_at:
+            return False
+        values: dict[str, AttributeValueTypeDef] = {
+            ":as_read": item["starts_at"],
+            ":units": {"M": {model: {"N": str(units)} for model, units in request.units.items()}},
+            ":triggered": {"S": request.triggered_at.isoformat()},
+        }
+        change = "SET #units = :units, provisioning_triggered_at = :triggered"
+        if request.completed_at is None:
+            change += " REMOVE provisioning_completed_at"
+        else:
+            change += ", provisioning_completed_at = :completed"
+            values[":completed"] = {"S": request.completed_at.isoformat()}
+        try:
+            self._dynamodb.update_item(
+                TableName=self._table,
+                Key=key,
+                UpdateExpression=change,
+                ConditionExpression="starts_at = :as_read",
+                ExpressionAttributeNames={"#units": "units"},
+                ExpressionAttributeValues=values,
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
+    def _events(self, *, consistent: bool = False) -> tuple[list[CalendarEvent], dict[str, str]]:
+        pages = self._dynamodb.get_paginator("scan").paginate(TableName=self._table, ConsistentRead=consistent)
+        return events_of(item for page in pages for item in page["Items"])

@@ -11,6 +11,7 @@ from domain.ladder import Ladder, Shortage, ladder
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
+from domain.pre_provisioning import CalendarPlan, EventPlan, PlanCalendar, PlanEvent, plan_calendar, plan_event
 from domain.runbooks import scaling_lag, throttle
 from domain.trees import Diagnosis, diagnose
 
@@ -39,6 +40,16 @@ class DecisionActivities:
     async def climb_ladder(self, request: Shortage) -> Ladder:
         """The rungs that are due while units are missing."""
         return ladder(request)
+
+    @activity.defn
+    async def plan_event(self, request: PlanEvent) -> EventPlan:
+        """Sizes, times and demands of a calendar event, and what stands against it."""
+        return plan_event(request)
+
+    @activity.defn
+    async def plan_calendar(self, request: PlanCalendar) -> CalendarPlan:
+        """Which events are to be followed, moved or given up."""
+        return plan_calendar(request)
 
     @activity.defn
     async def assess_override(self, request: AssessOverride) -> Assessment:

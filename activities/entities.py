@@ -55,14 +55,7 @@ class EntityActivities:
     @activity.defn
     async def capacity_state(self, model: str) -> CapacityState:
         """Everything the model's capacity workflow knows; an empty state when it was never started."""
-        handle = activity.client().get_workflow_handle(capacity_id(model))
-        try:
-            state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return CapacityState(model=model)
-            raise
-        return state
+        return await capacity_state(activity.client(), model)
 
     @activity.defn
     async def start_override(self, request: StartOverride) -> OverrideAnswer:
@@ -103,6 +96,22 @@ class EntityActivities:
             why = error.cause.message if isinstance(error.cause, FailureError) else str(error.cause)
             raise ApplicationError(why, type=ErrorKind.INVALID, non_retryable=True) from error
         return outcome
+
+
+async def capacity_state(client: Client, model: str) -> CapacityState:
+    """Everything the model's capacity workflow knows; an empty state when it was never started.
+
+    Raises:
+        RPCError: Temporal or its worker did not answer.
+    """
+    handle = client.get_workflow_handle(capacity_id(model))
+    try:
+        state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return CapacityState(model=model)
+        raise
+    return state
 
 
 async def start_capacity(client: Client, model: str, task_queue: str) -> None:

@@ -1,4 +1,4 @@
-"""The incident report: one self-contained HTML page and its Markdown twin, from the record and the metrics.
+"""Reports of incidents and events: a self-contained HTML page and its Markdown twin, from the record and the metrics.
 
 Text from outside (alarm names, reasons, what people wrote) is cleaned and cut by the renderer itself, on its way out,
 and then escaped: no template and no section can forget it.
@@ -18,9 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from temporalio import activity
 
+from activities._event_report import event_content
 from activities._report_content import Cell, Content, Stamp, Toned, report_content
-from domain.incident import IncidentRecord
 from domain.messages import ReportInput, ReportResult
+from domain.pre_provisioning import EventReportInput, event_workflow_id
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch.client import CloudWatchClient
@@ -59,17 +60,41 @@ class ReportActivities:
         """Import what takes long (matplotlib: about a second) ahead of the first report; for a worker's start."""
         import activities._report_plots  # noqa: F401
 
+    @activity.defn
+    async def write_event_report(self, request: EventReportInput) -> ReportResult:
+        """The same for a calendar event's pre-provisioning. Raises as `write_report`."""
+        return await asyncio.to_thread(self._write_event, request)
+
     def _write(self, request: ReportInput) -> ReportResult:
         record = request.record
         as_of = record.closed_at or self._now()
         content = report_content(record, request.snapshot, as_of)
-        try:
+
+        def draw() -> str:
             from activities._report_plots import draw
 
-            plots, plots_missing = draw(record, request.snapshot, as_of, self._cloudwatch), ""
+            return draw(record, request.snapshot, as_of, self._cloudwatch)
+
+        return self._put(folder_name(record.incident_id, record.run_id), content, draw)
+
+    def _write_event(self, request: EventReportInput) -> ReportResult:
+        record = request.record
+        as_of = record.ended_at or self._now()
+        content = event_content(record, request.snapshot, as_of)
+
+        def draw() -> str:
+            from activities._report_plots import draw_event
+
+            return draw_event(record, request.snapshot, as_of, self._cloudwatch)
+
+        return self._put(folder_name(event_workflow_id(record.event_id), record.run_id), content, draw)
+
+    def _put(self, name: str, content: Content, draw: Callable[[], str]) -> ReportResult:
+        try:
+            plots, plots_missing = draw(), ""
         except Exception as error:  # whatever the client raises: a report without plots beats none
             plots, plots_missing = "", f"There are no plots: the metrics could not be read ({error})."
-        folder = self._folder / folder_name(record)
+        folder = self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
         html_path, markdown_path = folder / "report.html", folder / "report.md"
         _replace(html_path, render_html(content, plots, plots_missing))
@@ -77,10 +102,10 @@ class ReportActivities:
         return ReportResult(html_path=str(html_path.resolve()), markdown_path=str(markdown_path.resolve()))
 
 
-def folder_name(record: IncidentRecord) -> str:
-    """`<incident id>-<first 8 of the run id>`, in letters that every file system takes."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", record.incident_id).strip("-")[:100]
-    run = re.sub(r"[^A-Za-z0-9]+", "", record.run_id)[:8]
+def folder_name(workflow_id: str, run_id: str) -> str:
+    """`<workflow id>-<first 8 of the run id>`, in letters that every file system takes."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", workflow_id).strip("-")[:100]
+    run = re.sub(r"[^A-Za-z0-9]+", "", run_id)[:8]
     return f"{name or 'incident'}-{run or 'run'}"
 
 

@@ -8,7 +8,7 @@ what stands in the table is checked again before anything is provisioned for it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from enum import StrEnum
@@ -117,6 +117,18 @@ class CalendarEvent(BaseModel):
                 first = error.errors()[0]
                 why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
             raise CalendarRowError(f"calendar row {item.get('event_id', {}).get('S')!r}: {why}") from error
+
+
+def events_of(items: Iterable[dict[str, Any]]) -> tuple[list[CalendarEvent], dict[str, str]]:
+    """The events of rows as DynamoDB's low-level API gives them, and by id what is wrong with rows that are none."""
+    events: list[CalendarEvent] = []
+    broken: dict[str, str] = {}
+    for item in items:
+        try:
+            events.append(CalendarEvent.from_item(item))
+        except CalendarRowError as error:
+            broken[str(item[EVENT_TABLE_KEY]["S"])] = str(error)
+    return events, broken
 
 
 class EntryError(ValueError):

@@ -248,6 +248,14 @@ CALLS: tuple[Call, ...] = (
     ),
     Call("dynamodb", "put_item", _WORKER, (Grant("dynamodb:PutItem", _table),)),
     Call(
+        "dynamodb",
+        "get_item",
+        _WORKER,
+        (Grant("dynamodb:GetItem", _table),),
+        lambda scope: {"TableName": scope.event_table, "Key": {"event_id": {"S": "permission-check"}}},
+    ),
+    Call("dynamodb", "update_item", _WORKER, (Grant("dynamodb:UpdateItem", _table),)),
+    Call(
         "cloudtrail",
         "lookup_events",
         _WORKER,

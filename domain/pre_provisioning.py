@@ -27,12 +27,17 @@ EVENT_CHANGED = "event_changed"
 """Signal, argument CalendarEvent: the row as it is now."""
 EVENT_REMOVED = "event_removed"
 """Signal, argument EventRemoved: nothing is to be provisioned for it any more."""
+PROVISIONING_ACTIONS = frozenset(
+    f"bedrock:{name}ProvisionedModelThroughput{plural}"
+    for name, plural in (("List", "s"), ("Get", ""), ("Create", ""), ("Delete", ""))
+)
+"""What buying and releasing needs of the worker's role."""
 ENTRY_MEMO = "entry"
 """Memo of an event's workflow: the fingerprint of the row that it follows."""
 
 
 def event_workflow_id(event_id: str) -> str:
-    """The workflow id of one calendar event; also its demands' id and who asks for them."""
+    """The workflow id of one calendar event, which asks for its units."""
     return f"event-{event_id}"
 
 
@@ -175,7 +180,7 @@ def size_of(event: CalendarEvent, model: str, policy: Policy, clock: RehearsalCl
 
 def _demand(event: CalendarEvent, size: EventSize, times: EventTimes) -> Demand:
     return Demand(
-        demand_id=event_workflow_id(event.event_id),
+        demand_id=f"{event_workflow_id(event.event_id)}:{size.model}",
         model=size.model,
         kind=DemandKind.EVENT,
         units=size.needed_units,
@@ -314,6 +319,11 @@ def event_details(record: EventRecord) -> str:
     return "\n".join(lines)
 
 
+def planned(event: CalendarEvent) -> str:
+    """The event in a few words."""
+    return f"{event.event_id} ({event.type}, {event.multiplier:g}x, {event.starts_at.isoformat(timespec='minutes')})"
+
+
 def how_in_time(record: EventRecord) -> str:
     """Whether the units were there in time, in words."""
     times = record.times
@@ -337,22 +347,16 @@ class EventInput(Message):
     event: CalendarEvent
 
 
+class TellEvent(Message):
+    """Starts the event's workflow, or tells it what its row says."""
+
+    event: CalendarEvent
+
+
 class EventRemoved(Message):
     """The entry is gone, or counts no more."""
 
     reason: str
-
-
-class AwaitDemand(Message):
-    """Wait until a demand's units are in service and routed (`lost`: until they are no longer), or give up."""
-
-    model: str
-    demand_id: str
-    known: str = ""
-    """A failure that was told already: another one ends the wait."""
-    lost: bool = False
-    poll_interval: timedelta
-    give_up_after: timedelta
 
 
 class AwaitRelease(Message):
@@ -433,6 +437,14 @@ class PlanCalendar(Message):
     now: AwareDatetime
 
 
+class CalendarSynced(Message):
+    """What one sync found and did; the next one is given it."""
+
+    summary: str
+    told: list[str]
+    """Ids of pages that are not sent again while what they are about stands."""
+
+
 class CalendarPlan(Message):
     """What the sync does."""
 
@@ -441,7 +453,7 @@ class CalendarPlan(Message):
     remove: dict[str, str]
     """Event id to why its workflow is to end."""
     pages: list[Page]
-    """What a person should look at; each is paged once, however often it is planned."""
+    """What a person should look at; each is paged once while it stands."""
     summary: str
 
 

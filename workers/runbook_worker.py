@@ -22,6 +22,7 @@ from activities.coupling import CouplingActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
 from activities.entities import EntityActivities, start_capacity
+from activities.events import EventActivities
 from activities.feed import FeedActivities
 from activities.health import HealthActivities
 from activities.leases import LeaseActivities
@@ -47,8 +48,10 @@ from workers.redis_loss import watch_redis
 from workers.schedules import schedules
 from workers.settings import Settings
 from workers.temporal import connect
+from workflows.calendar_sync import CalendarSyncWorkflow
 from workflows.capacity import CapacityWorkflow
 from workflows.capacity_coupling import CapacityCouplingWorkflow
+from workflows.event_pre_provisioning import EventPreProvisioningWorkflow
 from workflows.health_check import HealthCheckWorkflow
 from workflows.incident import IncidentWorkflow
 from workflows.override import OverrideWorkflow
@@ -64,6 +67,8 @@ WORKFLOWS: list[type] = [
     CapacityCouplingWorkflow,
     PostIncidentCleanupWorkflow,
     CapacityWorkflow,
+    CalendarSyncWorkflow,
+    EventPreProvisioningWorkflow,
     OverrideWorkflow,
     HealthCheckWorkflow,
     PublisherFeedWorkflow,
@@ -104,6 +109,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         bedrock,
         CapacityWatch(configured.snapshot, bedrock, routes),
         calendar,
+        EventActivities(cloudwatch),
         entities,
         decisions,
         configured,

@@ -5,6 +5,7 @@ from domain.announcements import FEED_SCHEDULE, PUBLISHER_FEED_WORKFLOW
 from domain.coupling import CAPACITY_COUPLING, CAPACITY_COUPLING_WORKFLOW
 from domain.health import HEALTH_CHECK_WORKFLOW, HEALTH_SCHEDULE
 from domain.messages import PolicySnapshot
+from domain.pre_provisioning import CALENDAR_SCHEDULE, CALENDAR_SYNC_WORKFLOW
 
 
 def schedules(snapshot: PolicySnapshot) -> tuple[ScheduledWorkflow, ...]:
@@ -17,7 +18,14 @@ def schedules(snapshot: PolicySnapshot) -> tuple[ScheduledWorkflow, ...]:
         catch_up=policy.health.interval,
         note="Is what stands what should stand: capacity, routes, quotas, permissions, schedules, orphans",
     )
-    wanted = [health]
+    calendar = ScheduledWorkflow(
+        CALENDAR_SCHEDULE,
+        CALENDAR_SYNC_WORKFLOW,
+        every=policy.calendar.sync_interval,
+        catch_up=min([policy.calendar.sync_interval, *(x.lead_time for x in policy.calendar.event_types.values())]),
+        note="Start, move and end the pre-provisioning of calendar events, as the table says",
+    )
+    wanted = [health, calendar]
     if policy.coupling:
         coupling = ScheduledWorkflow(
             CAPACITY_COUPLING,

@@ -43,6 +43,7 @@ from domain.messages import (
 )
 from domain.permissions import AwsRole, CheckPermissions, PermissionsChecked, calls_of, policy_document
 from domain.policy import Policy
+from domain.pre_provisioning import MarkEvent
 from tests.aws_account import Account
 from tests.servers import AwsServer, free_port
 from workers.clients import AwsClients
@@ -187,6 +188,9 @@ async def work(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
         ),
         lambda: calendar.check_calendar(at_release),
         lambda: calendar.put_event(event),
+        lambda: calendar.mark_event(
+            MarkEvent(event_id="release", starts_at=NOW, units={"sonnet": 30}, triggered_at=NOW, completed_at=None)
+        ),
         lambda: pages.page(page),
         lambda: permissions.check_permissions(CheckPermissions()),
     ]
@@ -301,6 +305,7 @@ def test_the_check_finds_what_is_missing_and_buys_nothing(account: Account, sett
         "bedrock:DeleteProvisionedModelThroughput",
         "cloudwatch:PutMetricData",
         "dynamodb:PutItem",
+        "dynamodb:UpdateItem",
         "sns:Publish",
         "iam:SimulatePrincipalPolicy",
     }

@@ -283,8 +283,8 @@ async def test_hostile_text_is_inert(text: str, tmp_path: Path) -> None:
         assert text in shown.text
     folders = {name for name in names_below(tmp_path) if not name.startswith("report.")}
     assert folders == {
-        folder_name(hostile(finished_record(), "harmless")),
-        folder_name(hostile(finished_record(), text)),
+        folder_name(record.incident_id, record.run_id)
+        for record in (hostile(finished_record(), "harmless"), hostile(finished_record(), text))
     }
     assert all(len(name) < 120 and name.isascii() and not name.startswith((".", "-")) for name in folders)
 
@@ -295,7 +295,7 @@ def _flat(tokens: Any) -> list[Any]:
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "..", "", "東京", "a/b\\c:d", "x" * 500])
 def test_folder_name_is_one_safe_component(key: str) -> None:
-    name = folder_name(finished_record().model_copy(update={"incident_id": key}))
+    name = folder_name(key, finished_record().run_id)
     assert Path(name).name == name
     assert name.endswith("-019ab3c2")
     assert len(name) <= 110
