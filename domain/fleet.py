@@ -51,6 +51,10 @@ class Terms:
         """The end of the hour that is being paid for at `at`."""
         return piece.since + (math.floor((at - piece.since) / self.period) + 1) * self.period
 
+    def to_pay(self, piece: Piece, at: datetime, until: datetime | None) -> int:
+        """Hours that begin after the one being paid for at `at`, if the piece stays `until` then; None: 0."""
+        return max(0, math.ceil((until - self.paid_until(piece, at)) / self.period)) if until else 0
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -73,7 +77,8 @@ def choose(pieces: Sequence[Piece], room: int, at: datetime, wishes: Wishes, ter
     """
     wanted = wishes.at(at)
     free = [piece for piece in pieces if piece.releasable is not None and piece.releasable <= at]
-    free.sort(key=lambda x: (x.ready > at, -terms.paid_until(x, at).timestamp(), x.since, x.key))
+    fall = next((moment for moment, units in wishes.ahead(at) if units < wanted), None)
+    free.sort(key=lambda x: (x.ready > at, terms.to_pay(x, at, fall), -terms.paid_until(x, at).timestamp(), x.key))
     short = terms.attainable(wanted) - _units(pieces) + _units(free)
     target = max(0, short)
     sums = _subsets(free)
@@ -106,15 +111,11 @@ def _is_cheaper(
     more: Sequence[Piece], exact: Sequence[Piece], missing: int, at: datetime, wishes: Wishes, terms: Terms
 ) -> bool:
     """Whether keeping `more` until the next change costs at most what `exact` and `missing` new units do."""
-    change = next(iter(wishes.ahead(at)), None)
-    if change is None:
+    until = next((moment for moment, _ in wishes.ahead(at)), None)
+    if until is None:
         return False
-    until = change[0]
-
-    def to_pay(pieces: Sequence[Piece]) -> int:
-        return sum(x.units * max(0, math.ceil((until - terms.paid_until(x, at)) / terms.period)) for x in pieces)
-
-    return to_pay(more) <= to_pay(exact) + missing * math.ceil((until - at) / terms.period)
+    kept, replaced = (sum(x.units * terms.to_pay(x, at, until) for x in pieces) for pieces in (more, exact))
+    return kept <= replaced + missing * math.ceil((until - at) / terms.period)
 
 
 def _subsets(pieces: Sequence[Piece]) -> dict[int, tuple[Piece, ...]]:

@@ -40,7 +40,7 @@ def plan(situation: Situation) -> CapacityPlan:
     now, board, fleet = situation.now, Board(situation), _Fleet(situation)
     wish, wishes = board.wish(now), board.wishes()
     desired = wish.units
-    terms = fleet.terms(wish)
+    terms = fleet.terms()
     excess, projection = None, None
     choice = Choice(fleet.pieces, (), 0, 0, 0)
     if situation.fleet is not None and not situation.paused:
@@ -117,6 +117,9 @@ class _Fleet:
         self.late = [model for model in there if _late(model, situation)]
         self.alive = [model for model in there if model not in self.late]
         leaving = [model for model in fleet if model.arn in situation.leaving]
+        timed = situation.timetable is not None and situation.model in situation.timetable.models
+        self.baseline = 0 if timed or situation.fleet is None else situation.spec.baseline_units
+        self.base_units = sum(model.units for model in self.alive if model.committed or not model.ours)
         self.leaving_units = _units(leaving)
         self.blocked = self.leaving_units + _units(self.late)
         """Units that count for the quota and not for the demands."""
@@ -150,7 +153,16 @@ class _Fleet:
             ),
         ]
 
-    def terms(self, wish: Wish) -> Terms:
+    def kept(self, at: datetime) -> int:
+        """Units that a cap does not take away at `at`: others', and those of which who asked for them still does."""
+        ends: dict[str | None, datetime] = {}
+        for x in self._situation.demands:
+            ends[x.asked_by] = max(x.end, ends.get(x.asked_by, x.end))
+        ours: list[Order | ProvisionedModel] = [*self.sending, *(x for x in self.alive if x.ours and not x.committed)]
+        held = sum(x.units for x in ours if x.until is None or at < max(x.until, ends.get(x.asked_by, x.until)))
+        return held + max(self.base_units, self.baseline)
+
+    def terms(self) -> Terms:
         """What binds the choices."""
         policy, spec = self._situation.policy, self._situation.spec
         return Terms(
@@ -159,8 +171,8 @@ class _Fleet:
             lag=policy.provisioning_lag,
             burst_units=policy.burst_units,
             most_units=spec.most_units,
-            baseline=wish.baseline if self._situation.fleet is not None else 0,
-            base_units=sum(model.units for model in self.alive if model.committed or not model.ours),
+            baseline=self.baseline,
+            base_units=self.base_units,
         )
 
 
@@ -186,35 +198,36 @@ def _within_caps(
     begun = board.wishes(only=[demand for demand in situation.demands if demand.start - lead <= now])
     _, over_now = follow(begun)
     subject, over = (wishes, over) if over_now is None else (begun, over_now)
-    top, level = max(subject.units), 0
+    level = 0
     for step in (64, 32, 16, 8, 4, 2, 1):
-        if level + step < top and follow(subject.limited(level + step))[1] is None:
+        if follow(subject.limited(level + step, fleet.kept))[1] is None:
             level += step
-    stands = min(wishes.at(now), _units(fleet.pieces) + wishes.at(now) - terms.attainable(wishes.at(now)))
-    level = max(level, stands if over_now is not None else wishes.at(now))
-    if level >= top:  # what stands passes the cap by itself: nothing is bought, and nothing waits
-        return wishes, None, projection
-    peak = next(at for at, units in zip(subject.moments, subject.units, strict=True) if units == top)
-    excess = _excess(board.wish(peak).buyer(level + 1), top, level, over, situation)
-    limited = wishes.limited(level)
+    limited = subject.limited(level, fleet.kept)
+    waits = (x for x in zip(subject.moments, subject.units, limited.units, strict=True) if x[1] > x[2])
+    first = next(waits, None)
+    excess = None
+    if first is not None:  # otherwise what stands passes the cap by itself
+        at, units, without = first
+        excess = _excess(board.wish(at).buyer(without + 1), units, without, over, situation)
+    limited = wishes.limited(level, fleet.kept)
     return (wishes if over_now is None else limited), excess, follow(limited)[0]
 
 
-def _excess(demand: Demand, top: int, level: int, over: Over, situation: Situation) -> Excess:
+def _excess(demand: Demand, units: int, without: int, over: Over, situation: Situation) -> Excess:
     price = situation.spec.usd_per_unit_hour
     money = f" ({over.unit_hours * price:,.0f} USD)" if price is not None else ""
     return Excess(
         excess_id=excess_id(over.day, over.cap, demand.asked_by),
         cap="day",
         asked_by=demand.asked_by,
-        units=top - level,
+        units=units - without,
         amount=over.amount,
         unit=over.unit,
         until=demand.end,
         text=(
-            f"{top} units of {situation.model}, for {demand.asked_by} until {utc(demand.end)}, would bring "
+            f"{units} units of {situation.model}, for {demand.asked_by} until {utc(demand.end)}, would bring "
             f"{over.day.isoformat()} to {over.unit_hours} unit-hours{money}, {over.amount:,.0f} {over.unit} over "
-            f"{over.cap} {over.limit:,.0f}; {top - level} of them wait for an approval, {level} do not need it"
+            f"{over.cap} {over.limit:,.0f}; {units - without} of them wait for an approval"
         ),
     )
 

@@ -1,7 +1,7 @@
 """How demands combine, now and ahead: the largest holds, features add to it (design idea 2)."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
@@ -79,10 +79,10 @@ class Wishes:
         first = bisect_right(self.moments, at)
         return tuple(zip(self.moments[first:], self.units[first:], strict=True))
 
-    def limited(self, level: int) -> Self:
-        """The same with no more than `level` units, but for what is ensured."""
-        pairs = zip(self.units, self.ensured, strict=True)
-        return replace(self, units=tuple(min(units, max(level, ensured)) for units, ensured in pairs))
+    def limited(self, level: int, kept: Callable[[datetime], int]) -> Self:
+        """The same with no more than `level` units, but for what is ensured, and for what is `kept` at a moment."""
+        triples = zip(self.moments, self.units, self.ensured, strict=True)
+        return replace(self, units=tuple(min(units, max(level, sure, kept(at))) for at, units, sure in triples))
 
 
 class Board:

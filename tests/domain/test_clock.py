@@ -46,4 +46,4 @@ def test_what_cannot_hold_is_refused_with_the_numbers() -> None:
     with pytest.raises(ValidationError, match="no model 'opus'"):
         Policy.model_validate({"intents": {"faq": {"model": "opus"}}})
     with pytest.raises(ValidationError, match="extra"):
-        Policy.model_validate({"recovery": {"max_p99": 1}})
+        Policy.model_validate({"recovery": {"max_p99": 1}}, extra="forbid")
