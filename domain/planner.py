@@ -197,19 +197,19 @@ def _within_caps(
     lead = situation.policy.provisioning_lead
     begun = board.wishes(only=[demand for demand in situation.demands if demand.start - lead <= now])
     _, over_now = follow(begun)
-    subject, over = (wishes, over) if over_now is None else (begun, over_now)
+    subject, over, kept = (wishes, over, begun.at) if over_now is None else (begun, over_now, fleet.kept)
     level = 0
     for step in (64, 32, 16, 8, 4, 2, 1):
-        if follow(subject.limited(level + step, fleet.kept))[1] is None:
+        if follow(subject.limited(level + step, kept))[1] is None:
             level += step
-    limited = subject.limited(level, fleet.kept)
+    limited = subject.limited(level, kept)
     waits = (x for x in zip(subject.moments, subject.units, limited.units, strict=True) if x[1] > x[2])
     first = next(waits, None)
     excess = None
     if first is not None:  # otherwise what stands passes the cap by itself
         at, units, without = first
         excess = _excess(board.wish(at).buyer(without + 1), units, without, over, situation)
-    limited = wishes.limited(level, fleet.kept)
+    limited = wishes.limited(level, kept)
     return (wishes if over_now is None else limited), excess, follow(limited)[0]
 
 

@@ -1,7 +1,7 @@
 """The capacity planner over random fleets, demands and failures."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,8 @@ from domain.capacity import (
     StepKind,
 )
 from domain.planner import plan
-from domain.policy import CapacityPolicy, ModelPolicy, Policy
+from domain.policy import CapacityPolicy, ModelPolicy, Policy, TimetablePolicy, TimetableWindow
+from domain.purchases import Consent, Purchase
 
 NOW = datetime(2026, 11, 23, 15, 5, tzinfo=UTC)
 SONNET = Policy().models["sonnet"]
@@ -203,6 +204,189 @@ def test_a_young_model_is_kept_for_its_minimum_hold() -> None:
     assert result.steps == ()
     assert result.next_change_at == NOW + timedelta(minutes=35)
     assert "minimum hold" in result.why_not
+
+
+def asked(kind: DemandKind, units: int, name: str, *, start: timedelta = timedelta(0), hours: float = 4) -> Demand:
+    return demand(units, name, start=start, hours=hours).model_copy(update={"kind": kind, "asked_by": name})
+
+
+def test_the_largest_demand_holds_features_add_and_the_plan_says_who_won() -> None:
+    wishes = [
+        asked(DemandKind.EMERGENCY, 18, "incident-x"),
+        asked(DemandKind.EVENT, 22, "event-y"),
+        asked(DemandKind.PERSON, 20, "ann"),
+        asked(DemandKind.FEATURE, 2, "taste"),
+        asked(DemandKind.FEATURE, 3, "voice", hours=1),
+    ]
+    result = plan(situation([BASE], wishes))
+    assert result.desired_units == 27
+    assert result.wanted_for == (
+        "event-y until 2026-11-23 19:05:00 UTC (the largest; beside 20 of ann, 18 of incident-x, the policy's baseline "
+        "of 15), 2 more for taste until 2026-11-23 19:05:00 UTC, 3 more for voice until 2026-11-23 16:05:00 UTC"
+    )
+    assert [(x.demand_id, x.units_wanted) for x in result.outcomes] == [
+        ("incident-x", 23),
+        ("event-y", 27),
+        ("ann", 25),
+        ("taste", 27),
+        ("voice", 27),
+    ]
+    alone = plan(situation([BASE], wishes[3:]))
+    assert (alone.desired_units, alone.steps[0].order and alone.steps[0].order.asked_by) == (20, "taste")
+
+
+def test_units_are_bought_the_lead_time_ahead_and_released_at_the_end() -> None:
+    lead, lag = CapacityPolicy().provisioning_lead, CapacityPolicy().provisioning_lag
+    event = asked(DemandKind.EVENT, 20, "event-y", start=timedelta(hours=2), hours=3)
+    before = plan(situation([BASE], [event]))
+    assert before.steps[0].kind is StepKind.PUBLISH
+    assert before.next_change_at == event.start - lead
+    assert "units are bought from 2026-11-23 16:35:00 UTC on" in before.outcomes[0].detail
+    assert [(x.at, x.units, x.wanted) for x in before.expected] == [
+        (NOW, 15, 15),
+        (event.start - lead + lag, 20, 15),
+        (event.start, 20, 20),
+        (event.end, 15, 15),
+    ]
+    assert (before.cost.unit_hours_so_far, before.cost.unit_hours_ahead) == (0, 5 * 4)
+    assert before.cost.usd_ahead == 20 * 7.67
+    due = plan(situation([BASE], [event], now=event.start - lead))
+    assert [step.units for step in due.steps if step.kind is StepKind.CREATE] == [5]
+    assert due.next_change_at == event.end
+
+
+def test_the_timetables_units_are_bought_and_released_like_any_other() -> None:
+    at = {"timetable": Policy().timetable, "policy": CapacityPolicy(), "spec": SONNET}
+    evening = NOW.replace(hour=7, minute=30)  # 16:30 in Tokyo, half an hour before the evening's window
+    fleet = [model(5, "one", age=timedelta(hours=9)), model(3, "two", age=timedelta(hours=9))]
+    rise = plan(situation(fleet, [], now=evening, **at))
+    orders = [step.order for step in rise.steps if step.order]
+    assert [(x.units, x.asked_by) for x in orders] == [(5, "the timetable"), (2, "the timetable")]
+    assert rise.next_change_at == evening + timedelta(minutes=30)
+    night = evening.replace(hour=17, minute=0)
+    fall = plan(situation(fleet, [], now=night, routed=[m.arn for m in fleet], **at))
+    assert (fall.desired_units, fall.wanted_for) == (0, "nobody")
+    assert [step.units for step in fall.steps if step.kind is StepKind.WITHDRAW] == [5, 3]
+    foreign = plan(situation([model(15, "theirs", ours=False)], [], now=night, **at))
+    assert not [step for step in foreign.steps if step.kind is StepKind.DELETE]
+    assert "15 units are others'" in foreign.why_not
+
+
+def test_bursts_end_where_the_wishes_will_fall_to_and_what_stays_is_one_base() -> None:
+    flat = Policy(
+        timetable=TimetablePolicy(windows=(TimetableWindow(start=time(0), end=time(0), units={"sonnet": 12}),))
+    )
+    event = asked(DemandKind.EVENT, 21, "event-y", hours=6)
+    later = asked(DemandKind.PERSON, 14, "ann", start=timedelta(hours=2), hours=10)
+    result = plan(situation([], [event, later], timetable=flat.timetable))
+    assert [step.units for step in result.steps if step.kind is StepKind.CREATE] == [12, 2, 5, 2]
+
+
+def test_of_models_that_are_alike_the_one_goes_whose_paid_hour_ends_first() -> None:
+    ages = {"long": timedelta(minutes=70), "soon": timedelta(minutes=115), "middle": timedelta(minutes=90)}
+    fleet = [BASE, *(model(5, name, age=age) for name, age in ages.items())]
+    result = plan(situation(fleet, [demand(25)], routed=[m.arn for m in fleet]))
+    assert [step.name for step in result.steps if step.kind is StepKind.DELETE] == ["soon"]
+
+
+def test_what_is_wanted_again_before_its_paid_hour_ends_stays() -> None:
+    burst = model(5, "burst", age=timedelta(minutes=65))
+    again = asked(DemandKind.EVENT, 20, "event-y", start=timedelta(minutes=60), hours=1)
+    kept = plan(situation([BASE, burst], [again], routed=["arn:base", "arn:burst"]))
+    assert kept.steps == ()
+    assert kept.why_not == "5 units stay, for they are wanted again before the hour ends that is paid for"
+    far = asked(DemandKind.EVENT, 20, "event-y", start=timedelta(minutes=90), hours=1)
+    gone = plan(situation([BASE, burst], [far], routed=["arn:base", "arn:burst"]))
+    assert [step.name for step in gone.steps if step.ready] == ["burst"]
+
+
+def test_units_too_many_stay_where_the_exact_sum_would_cost_more() -> None:
+    burst = model(5, "burst", age=timedelta(minutes=65))
+    result = plan(situation([BASE, burst], [demand(18, hours=0.5)], routed=["arn:base", "arn:burst"]))
+    assert result.steps == ()
+    assert result.why_not == "2 units too many stay: until the next change that costs less than the exact sum"
+
+
+def test_a_model_that_nobody_wants_goes_before_its_first_hour_is_over() -> None:
+    young = model(5, "young", age=timedelta(minutes=56))
+    result = plan(situation([BASE, young], [], routed=["arn:base", "arn:young"]))
+    assert [step.name for step in result.steps if step.ready] == ["young"]
+
+
+def test_what_is_not_granted_is_named_with_what_is_asked_for_and_the_limit() -> None:
+    none = plan(situation([], [asked(DemandKind.EVENT, 35, "event-y")], spec=spec(baseline=0, quota=0)))
+    assert (none.desired_units, none.steps) == (0, ())
+    assert none.why_not == "35 units are asked for, 0 are the limit (ceiling_units 30, quota_units 0)"
+    assert none.outcomes[0].units_wanted == 0
+
+
+def test_paused_nothing_is_bought_or_released_and_routes_go_on() -> None:
+    fleet = [BASE, model(5, "burst"), model(5, "broken", status="Failed")]
+    why = "ann: a drill"
+    more = plan(situation(fleet, [demand(30)], paused=why))
+    assert kinds(more) == [(StepKind.PUBLISH, 15, True), (StepKind.PUBLISH, 5, True)]
+    assert more.why_not == "paused: ann: a drill"
+    assert "paused: ann: a drill" in more.outcomes[0].detail
+    less = plan(situation(fleet, [], paused=why, routed=["arn:base", "arn:burst"]))
+    assert (less.steps, less.routes) == ((), {"arn:base": 15, "arn:burst": 5})
+
+
+def test_over_a_daily_cap_a_person_is_asked_and_what_fits_is_bought() -> None:
+    event = asked(DemandKind.EVENT, 25, "event-y", hours=8)
+    tight = CapacityPolicy(max_unit_hours_per_day=60)
+    result = plan(situation([BASE], [event], policy=tight))
+    assert sum(step.units for step in result.steps if step.kind is StepKind.CREATE) == 7
+    assert result.excess is not None
+    assert (result.excess.units, result.excess.amount, result.excess.unit) == (3, 20, "unit-hours")
+    assert (result.excess.asked_by, result.excess.until) == ("event-y", event.end)
+    assert result.excess.text == (
+        "25 units of sonnet, for event-y until 2026-11-23 23:05:00 UTC, would bring 2026-11-23 to 80 unit-hours "
+        "(614 USD), 20 unit-hours over max_unit_hours_per_day 60; 3 of them wait for an approval"
+    )
+    assert result.excess.text in result.why_not
+    assert result.excess.text in result.outcomes[0].detail
+    assert result.outcomes[0].status == "requested"
+    leave = Consent(excess_id=result.excess.excess_id, who="ann", amount=20, at=NOW, until=NOW + timedelta(hours=8))
+    agreed = plan(situation([BASE], [event], policy=tight, consents=[leave]))
+    assert sum(step.units for step in agreed.steps if step.kind is StepKind.CREATE) == 10
+    assert agreed.excess is None
+    money = plan(situation([BASE], [event], policy=CapacityPolicy(max_usd_per_day=500)))
+    assert money.excess is not None
+    assert (money.excess.units, money.excess.unit, round(money.excess.amount)) == (2, "USD", 114)
+
+
+def test_what_was_paid_today_counts_for_the_cap_and_what_begins_later_is_asked_for_ahead() -> None:
+    tight = CapacityPolicy(max_unit_hours_per_day=60)
+    spent = Purchase(
+        arn="arn:gone",
+        name="gone",
+        units=10,
+        asked_by="incident-x",
+        until=None,
+        bought_at=NOW - timedelta(hours=5),
+        ended_at=NOW - timedelta(hours=1, minutes=10),
+    )
+    event = asked(DemandKind.EVENT, 25, "event-y", hours=2)
+    result = plan(situation([BASE], [event], policy=tight, purchases=[spent]))
+    assert sum(step.units for step in result.steps if step.kind is StepKind.CREATE) == 10
+    longer = asked(DemandKind.EVENT, 25, "event-y", hours=3)
+    over = plan(situation([BASE], [longer], policy=tight, purchases=[spent]))
+    assert sum(step.units for step in over.steps if step.kind is StepKind.CREATE) == 6
+    later = asked(DemandKind.EVENT, 25, "event-z", start=timedelta(hours=4), hours=3)
+    ahead = plan(situation([BASE], [event, later], policy=tight, purchases=[spent]))
+    assert sum(step.units for step in ahead.steps if step.kind is StepKind.CREATE) == 10
+    assert ahead.excess is not None
+    assert ahead.excess.asked_by == "event-z"
+
+
+def test_a_cap_does_not_take_away_what_was_bought_for_a_demand_that_still_stands() -> None:
+    tight = CapacityPolicy(max_unit_hours_per_day=30)
+    burst = model(10, "burst", age=timedelta(hours=2)).model_copy(update={"asked_by": "d1", "until": NOW})
+    prolonged = asked(DemandKind.EMERGENCY, 25, "d1", hours=6)
+    fleet, routed = [BASE, burst], ["arn:base", "arn:burst"]
+    assert plan(situation(fleet, [prolonged], policy=tight, routed=routed)).steps == ()
+    other = plan(situation(fleet, [asked(DemandKind.PERSON, 25, "ann", hours=6)], policy=tight, routed=routed))
+    assert [step.name for step in other.steps if step.kind is StepKind.DELETE] == ["burst"]
 
 
 @dataclass
