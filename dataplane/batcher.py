@@ -1,0 +1,465 @@
+"""The micro-batcher's core: every accepted request is answered once, or gets a typed error, within its deadline.
+
+Equal requests share one place; a lane per model and class of intents holds what waits; a batch leaves when its window
+ends or it is full, and a slot of its model is free. What is in a batch is decided when it leaves, so one that waits for
+a slot goes on filling. One event loop; nothing here blocks, and no task is made per request.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from domain.batching import Answer, Batch, Refusal, Request, RequestRefused, Sender, Strategy
+from domain.knobs import KnobName
+from domain.windows import Window, WindowController
+
+_LOOK_SECONDS = 1.0
+"""How often a lane's controller is asked."""
+_SMOOTHING = 0.2
+"""Weight of the newest call in a model's running latency."""
+_SWEEP_SECONDS = 0.01
+"""Deadlines are noticed this early at most."""
+_TASKS_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the batcher may hold."""
+
+    slots: int
+    """Calls in flight to one model."""
+    max_pending: int
+    """Requests waiting or in flight, over all lanes."""
+    max_wait_seconds: float
+    """A request that would wait longer for a slot is refused."""
+    burst_seconds: float
+    """How far a task may run ahead of its rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntentPlan:
+    """How requests of one intent are treated."""
+
+    strategy: Strategy
+    group: str
+    """Intents of one group and model may share a packed call."""
+
+
+class KnobReader(Protocol):
+    """What the batcher reads of the knobs; `dataplane.knobs.AsyncKnobs` is one."""
+
+    @property
+    def batch_window_ms(self) -> int: ...
+    @property
+    def request_coalescing(self) -> bool: ...
+    @property
+    def invocations_per_second_per_task(self) -> int | None: ...
+    def model_for(self, intent: str) -> str: ...
+
+
+class Meter(Protocol):
+    """Counts what happens."""
+
+    def sent(self, model: str, group: str, waits: Sequence[float]) -> None:
+        """A batch left; `waits` are its requests' seconds in the queue."""
+        ...
+
+    def served(self, model: str, group: str, results: Sequence[Answer | RequestRefused], seconds: float) -> None:
+        """A batch came back."""
+        ...
+
+    def coalesced(self, intent: str) -> None:
+        """A request joined an equal one."""
+        ...
+
+    def refused(self, intent: str, refusal: Refusal) -> None:
+        """A request was refused before it left."""
+        ...
+
+    def window(self, model: str, group: str, window: Window) -> None:
+        """A lane's window changed."""
+        ...
+
+
+class _Item:
+    """A place in a lane, and everybody who waits for its answer."""
+
+    __slots__ = ("arrived", "request", "waiters")
+
+    def __init__(self, request: Request, arrived: float, waiter: asyncio.Future[Answer]) -> None:
+        self.request = request
+        self.arrived = arrived
+        self.waiters = [(request.deadline, waiter)]
+
+    @property
+    def wanted(self) -> bool:
+        return any(not waiter.done() for _, waiter in self.waiters)
+
+    @property
+    def deadline(self) -> float:
+        return max((deadline for deadline, waiter in self.waiters if not waiter.done()), default=-math.inf)
+
+    def settle(self, result: Answer | RequestRefused) -> None:
+        for _, waiter in self.waiters:
+            if not waiter.done():
+                if isinstance(result, Answer):
+                    waiter.set_result(result)
+                else:
+                    waiter.set_exception(result)
+
+
+class _Lane:
+    """What waits for one model and group: a queue for each intent, served in turn."""
+
+    __slots__ = (
+        "arrived",
+        "controller",
+        "due",
+        "group",
+        "intents",
+        "length",
+        "looked_at",
+        "model",
+        "queues",
+        "single",
+        "timer",
+        "window",
+    )
+
+    def __init__(self, model: str, group: str, single: bool, controller: WindowController, now: float) -> None:
+        self.model = model
+        self.group = group
+        self.single = single
+        self.controller = controller
+        self.window = Window(0, 1, "nothing is known yet")
+        self.looked_at = -math.inf
+        self.arrived = 0
+        self.intents: dict[str, deque[_Item]] = {}
+        self.queues: deque[deque[_Item]] = deque()
+        """Those that are not empty, the next to be served first."""
+        self.length = 0
+        self.due = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def put(self, item: _Item) -> None:
+        queue = self.intents.get(item.request.intent)
+        if queue is None:
+            queue = self.intents[item.request.intent] = deque()
+        if not queue:
+            self.queues.append(queue)
+        queue.append(item)
+        self.length += 1
+
+    def take(self, most: int) -> list[_Item]:
+        """The next up to `most` that somebody still waits for, one of each intent in turn."""
+        items: list[_Item] = []
+        queues = self.queues
+        while queues and len(items) < most:
+            queue = queues[0]
+            item = queue.popleft()
+            self.length -= 1
+            if queue:
+                queues.rotate(-1)
+            else:
+                queues.popleft()
+            if item.wanted:
+                items.append(item)
+        return items
+
+    @property
+    def size(self) -> int:
+        """Of a full batch."""
+        return 1 if self.single else self.window.size
+
+    def oldest(self) -> float:
+        """When the longest waiting request arrived."""
+        return min((queue[0].arrived for queue in self.queues), default=math.inf)
+
+    def __iter__(self) -> Iterator[_Item]:
+        for queue in self.queues:
+            yield from queue
+
+
+class Batcher:
+    """Ask it; `drain` and leave."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        knobs: KnobReader,
+        plans: dict[str, IntentPlan],
+        limits: Limits,
+        controller: Callable[[str, str], WindowController],
+        meter: Meter,
+        largest_batch: int,
+    ) -> None:
+        """`controller` makes one for a model and a group. Made inside the running loop."""
+        self._sender = sender
+        self._knobs = knobs
+        self._plans = plans
+        self._limits = limits
+        self._make_controller = controller
+        self._meter = meter
+        self._largest_batch = largest_batch
+        self._loop = asyncio.get_running_loop()
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._free: dict[str, int] = {}
+        self._due: dict[str, deque[_Lane]] = {}
+        """Lanes that wait for a slot of their model, in order."""
+        self._latency: dict[str, float] = {}
+        """By model: running mean of its calls, in seconds."""
+        self._flights: dict[tuple[str, str, int, str], _Item] = {}
+        self._batches: dict[asyncio.Task[None], list[_Item]] = {}
+        self._pending = 0
+        self._next_sweep = math.inf
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._next_call: dict[str, float] = {}
+        """By task: when its rate allows the next call."""
+        self._draining = False
+
+    # ------------------------------------------------------------ asking
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer to one request.
+
+        Raises:
+            RequestRefused: there is none; which says why, and when to come again.
+        """
+        return await self.submit(request)
+
+    def submit(self, request: Request) -> asyncio.Future[Answer]:
+        """The future answer; cancelling it frees the request's place and touches no other.
+
+        Raises:
+            RequestRefused: at once, without any wait.
+        """
+        now = self._loop.time()
+        plan = self._plans.get(request.intent)
+        if plan is None:
+            raise self._refusal(
+                request, Refusal.INVALID, f"intent: {request.intent!r} is none of {_names(self._plans)}"
+            )
+        if self._draining:
+            raise self._refusal(request, Refusal.DRAINING, "the batcher is about to stop", 1.0)
+        if request.deadline <= now:
+            raise self._refusal(request, Refusal.DEADLINE, f"deadline: it passed {now - request.deadline:.3f} s ago")
+        shares = plan.strategy is not Strategy.PASS or self._knobs.request_coalescing
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        if shares and (item := self._flights.get(request.key)) is not None and item.wanted:
+            item.waiters.append((request.deadline, future))
+            self._watch(request.deadline)
+            self._meter.coalesced(request.intent)
+            return future
+        lane = self._lane(self._knobs.model_for(request.intent), plan, now)
+        self._admit(lane, request, now)
+        item = _Item(request, now, future)
+        if shares:
+            self._flights[request.key] = item
+        lane.put(item)
+        lane.arrived += 1
+        self._pending += 1
+        self._watch(request.deadline)
+        if now - lane.looked_at >= _LOOK_SECONDS:
+            self._look(lane, now)
+        window = lane.window
+        if lane.due:
+            pass
+        elif lane.length >= lane.size or window.seconds <= 0:
+            self._make_due(lane)
+        elif lane.timer is None:
+            lane.timer = self._loop.call_at(now + window.seconds, self._make_due, lane)
+        return future
+
+    def _lane(self, model: str, plan: IntentPlan, now: float) -> _Lane:
+        single = plan.strategy is not Strategy.PACK
+        group = "" if single else plan.group
+        lane = self._lanes.get((model, group))
+        if lane is None:
+            lane = _Lane(model, group, single, self._make_controller(model, group), now)
+            self._lanes[(model, group)] = lane
+            self._free.setdefault(model, self._limits.slots)
+            self._due.setdefault(model, deque())
+            self._look(lane, now)
+        return lane
+
+    def _admit(self, lane: _Lane, request: Request, now: float) -> None:
+        if self._pending >= self._limits.max_pending:
+            raise self._refusal(
+                request,
+                Refusal.OVERLOADED,
+                f"{self._pending} requests are pending, as many as may",
+                self._latency.get(lane.model, 1.0),
+            )
+        rate = self._knobs.invocations_per_second_per_task
+        if rate is not None and request.task:
+            due = max(self._next_call.get(request.task, now), now)
+            if due - now > self._limits.burst_seconds:
+                why = f"task {request.task!r} asks more than {rate} times a second"
+                raise self._refusal(request, Refusal.OVERLOADED, why, due - now - self._limits.burst_seconds)
+            if len(self._next_call) >= _TASKS_REMEMBERED:
+                self._next_call = {task: at for task, at in self._next_call.items() if at > now}
+            self._next_call[request.task] = due + 1 / rate
+        latency = self._latency.get(lane.model)
+        if self._free[lane.model] > 0 or latency is None:
+            return
+        own = lane.length // lane.size
+        others = sum(min(-(-one.length // one.size), own + 1) for one in self._due[lane.model] if one is not lane)
+        wait = latency * (own + others + 1) / self._limits.slots
+        if wait > self._limits.max_wait_seconds:
+            over = wait - self._limits.max_wait_seconds
+            raise self._refusal(request, Refusal.OVERLOADED, f"a slot is free in about {wait:.1f} s", over)
+        if now + wait + latency > request.deadline:
+            why = f"an answer takes about {wait + latency:.1f} s, the deadline is in {request.deadline - now:.1f} s"
+            raise self._refusal(request, Refusal.HOPELESS, why, wait)
+
+    def _refusal(
+        self, request: Request, refusal: Refusal, why: str, retry_after: float | None = None
+    ) -> RequestRefused:
+        self._meter.refused(request.intent, refusal)
+        return RequestRefused(refusal, why, retry_after)
+
+    # ------------------------------------------------------------ sending
+
+    def _look(self, lane: _Lane, now: float) -> None:
+        decided = lane.controller.look(now, lane.arrived, self._limits.slots)
+        cap = self._knobs.batch_window_ms / 1000
+        if decided.seconds > cap:
+            decided = Window(cap, decided.size, f"capped by {KnobName.BATCH_WINDOW_MS}")
+        if decided.size > self._largest_batch:
+            decided = Window(decided.seconds, self._largest_batch, decided.why)
+        if (decided.seconds, decided.size) != (lane.window.seconds, lane.window.size):
+            self._meter.window(lane.model, lane.group, decided)
+        lane.window = decided
+        lane.looked_at, lane.arrived = now, 0
+
+    def _make_due(self, lane: _Lane) -> None:
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        if not lane.due and lane.length:
+            lane.due = True
+            self._due[lane.model].append(lane)
+        self._pump(lane.model)
+
+    def _pump(self, model: str) -> None:
+        """Send what is due while there are slots."""
+        due = self._due[model]
+        while due and self._free[model] > 0:
+            lane = due.popleft()
+            lane.due = False
+            queued = lane.length
+            items = lane.take(lane.size)
+            self._pending -= queued - lane.length - len(items)  # whose callers have gone
+            if items:
+                self._free[model] -= 1
+                self._start(lane, items)
+            self._arm(lane)
+
+    def _arm(self, lane: _Lane) -> None:
+        """What a batch has left behind waits for its own window, or is due already."""
+        if not lane.length:
+            return
+        ends = lane.oldest() + lane.window.seconds
+        if lane.length >= lane.size or ends <= self._loop.time():
+            lane.due = True
+            self._due[lane.model].append(lane)
+        else:
+            lane.timer = self._loop.call_at(ends, self._make_due, lane)
+
+    def _start(self, lane: _Lane, items: list[_Item]) -> None:
+        now = self._loop.time()
+        self._meter.sent(lane.model, lane.group, [now - item.arrived for item in items])
+        task = self._loop.create_task(self._serve(lane, items, now))
+        self._batches[task] = items
+        task.add_done_callback(self._batches.pop)
+
+    async def _serve(self, lane: _Lane, items: list[_Item], sent_at: float) -> None:
+        deadline = max(item.deadline for item in items)
+        requests = [item.request for item in items]
+        results: Sequence[Answer | RequestRefused]
+        try:
+            async with asyncio.timeout_at(deadline):
+                results = await self._sender.send(Batch(lane.model, requests, deadline))
+            if len(results) != len(items):
+                raise ValueError(f"{len(results)} results for {len(items)} requests")
+        except TimeoutError:
+            results = [RequestRefused(Refusal.DEADLINE, "no answer came until the deadline")] * len(items)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            results = [RequestRefused(Refusal.FAILED, f"{type(error).__name__}: {error}")] * len(items)
+        finally:
+            self._free[lane.model] += 1
+            self._pending -= len(items)
+        now = self._loop.time()
+        taken = now - sent_at
+        for item, result in zip(items, results, strict=True):
+            if self._flights.get(item.request.key) is item:
+                del self._flights[item.request.key]
+            item.settle(result)
+        before = self._latency.get(lane.model, taken)
+        self._latency[lane.model] = before + _SMOOTHING * (taken - before)
+        lane.controller.served(now, len(items), taken)
+        tokens = sum(result.input_tokens + result.output_tokens for result in results if isinstance(result, Answer))
+        lane.controller.answered(now, now - items[0].arrived, tokens)
+        self._meter.served(lane.model, lane.group, results, taken)
+        self._pump(lane.model)
+
+    # ------------------------------------------------------------ deadlines and the end
+
+    def _watch(self, deadline: float) -> None:
+        if deadline < self._next_sweep:
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+            self._next_sweep = deadline
+            self._sweeper = self._loop.call_at(deadline, self._sweep)
+
+    def _sweep(self) -> None:
+        """Everybody whose deadline is now hears of it; the requests' places are freed when their turn comes."""
+        soon = self._loop.time() + _SWEEP_SECONDS
+        following = math.inf
+        waiting = [item for lane in self._lanes.values() for item in lane]
+        flying = [item for items in self._batches.values() for item in items]
+        for items, what in ((waiting, "a slot was not free in time"), (flying, "the call did not end in time")):
+            for item in items:
+                for deadline, waiter in item.waiters:
+                    if waiter.done():
+                        continue
+                    if deadline <= soon:
+                        waiter.set_exception(RequestRefused(Refusal.DEADLINE, what))
+                        self._meter.refused(item.request.intent, Refusal.DEADLINE)
+                    else:
+                        following = min(following, deadline)
+        self._next_sweep, self._sweeper = math.inf, None
+        if following < math.inf:
+            self._watch(following)
+
+    async def drain(self, within_seconds: float) -> int:
+        """Take nothing new, send what waits, and return once all are answered: how many were not, within the time."""
+        self._draining = True
+        for lane in self._lanes.values():
+            self._make_due(lane)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                while self._batches:
+                    await asyncio.shield(next(iter(self._batches)))
+        lost = 0
+        late = RequestRefused(Refusal.DRAINING, "the batcher stopped before an answer came")
+        for items in ([item for lane in self._lanes.values() for item in lane], *self._batches.values()):
+            lost += sum(item.wanted for item in items)
+            for item in items:
+                item.settle(late)
+        for task in self._batches:
+            task.cancel()
+        return lost
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are in flight; coalesced ones count once."""
+        return self._pending
+
+
+def _names(plans: dict[str, IntentPlan]) -> str:
+    return ", ".join(sorted(plans))

@@ -1,0 +1,275 @@
+"""The batcher's core in virtual time: exactly one answer or a typed error for each, whatever happens (invariant 8)."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+
+from dataplane.batcher import Batcher, IntentPlan, Limits
+from domain.batching import Answer, Batch, Refusal, Request, RequestRefused, Strategy
+from domain.windows import FixedWindow, Window
+from tests.virtual_time import run_virtually
+
+PLANS = {
+    "faq": IntentPlan(Strategy.PACK, "public"),
+    "greeting": IntentPlan(Strategy.PACK, "public"),
+    "search": IntentPlan(Strategy.COALESCE, ""),
+    "recommendation": IntentPlan(Strategy.PASS, ""),
+}
+LIMITS = Limits(slots=4, max_pending=1000, max_wait_seconds=5, burst_seconds=1)
+WINDOW, SIZE, CALL = 0.1, 4, 1.0
+
+
+class Fake:
+    """Sender, knobs and meter in one; `answer` makes the results of a batch."""
+
+    batch_window_ms = 1000
+    request_coalescing = False
+    invocations_per_second_per_task: int | None = None
+
+    def __init__(self, seconds: Callable[[Batch], float] = lambda batch: CALL) -> None:
+        self.batches: list[tuple[float, Batch]] = []
+        self.seconds = seconds
+        self.counts: Counter[str] = Counter()
+
+    def model_for(self, intent: str) -> str:
+        return "haiku" if intent == "search" else "sonnet"
+
+    async def send(self, batch: Batch) -> Sequence[Answer | RequestRefused]:
+        self.batches.append((now(), batch))
+        await asyncio.sleep(self.seconds(batch))
+        return [answer_to(request, batch) for request in batch.requests]
+
+    def sent(self, model: str, group: str, waits: Sequence[float]) -> None:
+        self.counts["sent"] += len(waits)
+
+    def served(self, model: str, group: str, results: Sequence[Answer | RequestRefused], seconds: float) -> None:
+        self.counts["served"] += len(results)
+
+    def coalesced(self, intent: str) -> None:
+        self.counts["coalesced"] += 1
+
+    def refused(self, intent: str, refusal: Refusal) -> None:
+        self.counts[refusal] += 1
+
+    def window(self, model: str, group: str, window: Window) -> None:
+        self.counts["window"] += 1
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def answer_to(request: Request, batch: Batch) -> Answer:
+    return Answer(request.prompt.upper(), batch.model, 10, 10, len(batch.requests))
+
+
+def request(prompt: str, intent: str = "faq", within: float = 10, **more: Any) -> Request:
+    return Request(intent, prompt, 100, now() + within, **more)
+
+
+def batcher(fake: Fake, limits: Limits = LIMITS) -> Batcher:
+    return Batcher(fake, fake, PLANS, limits, lambda model, group: FixedWindow(WINDOW, SIZE), fake, SIZE)
+
+
+Test = Callable[[], Coroutine[Any, Any, None]]
+
+
+def virtually(test: Test) -> Callable[[], None]:
+    def run() -> None:
+        run_virtually(test())
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return run
+
+
+@virtually
+async def test_a_batch_leaves_when_its_window_ends_or_it_is_full() -> None:
+    fake = Fake()
+    core = batcher(fake)
+    early = [core.submit(request(f"a{n}")) for n in range(2)]
+    await asyncio.gather(*early)
+    assert [(at, len(batch.requests)) for at, batch in fake.batches] == [(WINDOW, 2)]
+    started = now()
+    answers = await asyncio.gather(*(core.submit(request(f"b{n}")) for n in range(SIZE)))
+    assert fake.batches[1][0] == started, "a full one does not wait"
+    assert [answer.text for answer in answers] == [f"B{n}" for n in range(SIZE)]
+    assert {answer.batch_size for answer in answers} == {SIZE}
+
+
+@virtually
+async def test_intents_of_a_group_share_calls_in_turn_and_others_do_not() -> None:
+    fake = Fake()
+    core = batcher(fake)
+    asked = [request(f"q{n}") for n in range(6)] + [request(f"g{n}", "greeting") for n in range(2)]
+    asked += [request("one", "recommendation"), request("two", "recommendation"), request("s", "search")]
+    await asyncio.gather(*map(core.submit, asked))
+    batches = [[one.prompt for one in batch.requests] for _, batch in fake.batches]
+    assert all([alone] in batches for alone in ("one", "two", "s"))
+    assert sorted(len(batch) for batch in batches) == [1, 1, 1, 4, 4]
+    assert {batch.model for _, batch in fake.batches if batch.requests[0].intent == "search"} == {"haiku"}
+
+
+@virtually
+async def test_equal_requests_share_a_place_within_one_audience() -> None:
+    fake = Fake()
+    core = batcher(fake)
+    asked = [request("same", "search", audience=who) for who in ("ann", "ann", "bob")]
+    asked.append(request("same", "recommendation"))
+    asked.append(request("same", "recommendation"))
+    await asyncio.gather(*map(core.submit, asked))
+    assert len(fake.batches) == 4
+    fake.request_coalescing = True
+    await asyncio.gather(*(core.submit(request("same", "recommendation")) for _ in range(3)))
+    assert len(fake.batches) == 5, "the knob shares what would pass"
+    assert fake.counts["coalesced"] == 3
+
+
+@virtually
+async def test_what_waits_for_a_slot_goes_on_filling() -> None:
+    fake = Fake()
+    core = batcher(fake, Limits(slots=1, max_pending=1000, max_wait_seconds=5, burst_seconds=1))
+    first = core.submit(request("first"))
+    await asyncio.sleep(WINDOW + 0.01)
+    late = []
+    for n in range(SIZE):
+        late.append(core.submit(request(f"late{n}")))
+        await asyncio.sleep(0.2)
+    await asyncio.gather(first, *late)
+    assert [len(batch.requests) for _, batch in fake.batches] == [1, SIZE]
+
+
+@virtually
+async def test_a_caller_that_goes_away_frees_its_place_and_harms_nobody() -> None:
+    fake = Fake()
+    core = batcher(fake)
+    queued, gone, mate = (core.submit(request(name)) for name in ("a", "b", "c"))
+    gone.cancel()
+    await asyncio.sleep(WINDOW + 0.01)
+    assert [one.prompt for one in fake.batches[0][1].requests] == ["a", "c"]
+    queued.cancel()
+    assert (await mate).text == "C"
+    assert core.pending == 0
+
+
+@virtually
+async def test_nobody_waits_longer_than_the_deadline() -> None:
+    fake = Fake(lambda batch: math.inf if batch.requests[0].prompt == "never" else CALL)
+    core = batcher(fake)
+    never, short = core.submit(request("never", within=3)), core.submit(request("short", within=1))
+    for future, limit in ((short, 1), (never, 3)):
+        with pytest.raises(RequestRefused) as refused:
+            await future
+        assert refused.value.refusal is Refusal.DEADLINE
+        assert now() <= limit
+    await asyncio.sleep(0.1)
+    assert core.pending == 0
+    with pytest.raises(RequestRefused, match=r"deadline: it passed 1\.000 s ago"):
+        core.submit(request("late", within=-1))
+    with pytest.raises(RequestRefused, match="intent: 'nonsense' is none of faq"):
+        core.submit(request("x", "nonsense"))
+
+
+@virtually
+async def test_a_sender_that_breaks_its_word_fails_its_batch_alone() -> None:
+    class Broken(Fake):
+        async def send(self, batch: Batch) -> Sequence[Answer | RequestRefused]:
+            if batch.requests[0].prompt == "raises":
+                raise RuntimeError("garbage")
+            return (await super().send(batch))[:1]
+
+    core = batcher(Broken())
+    first = core.submit(request("raises", "recommendation"))
+    pair = [core.submit(request(f"p{n}")) for n in range(2)]
+    results = await asyncio.gather(first, *pair, core.submit(request("fine", "search")), return_exceptions=True)
+    assert [str(result) for result in results[:3]] == [
+        "failed: RuntimeError: garbage",
+        *["failed: ValueError: 1 results for 2 requests"] * 2,
+    ]
+    assert isinstance(results[3], Answer)
+    assert core.pending == 0
+
+
+@virtually
+async def test_overload_is_refused_early_with_when_to_come_again() -> None:
+    fake = Fake()
+    core = batcher(fake, Limits(slots=1, max_pending=8, max_wait_seconds=2, burst_seconds=1))
+    await core.submit(request("a", "recommendation"))
+    taken = [core.submit(request(f"r{n}", "recommendation", within=60)) for n in range(3)]
+    with pytest.raises(RequestRefused, match="a slot is free in about") as refused:
+        core.submit(request("more", "recommendation", within=60))
+    assert refused.value.refusal is Refusal.OVERLOADED
+    assert refused.value.retry_after_seconds
+    with pytest.raises(RequestRefused) as hopeless:
+        core.submit(request("short", "faq", within=1.5))
+    assert hopeless.value.refusal is Refusal.HOPELESS
+    await asyncio.gather(*taken)
+    fake.invocations_per_second_per_task = 2
+    allowed = [core.submit(request(f"t{n}", "search", task="one")) for n in range(3)]
+    with pytest.raises(RequestRefused, match="task 'one' asks more than 2 times a second"):
+        core.submit(request("t4", "search", task="one"))
+    await asyncio.gather(*allowed, core.submit(request("other", "search", task="two")))
+
+
+@virtually
+async def test_draining_answers_what_was_accepted_and_takes_nothing_new() -> None:
+    fake = Fake(lambda batch: 100 if batch.requests[0].prompt == "slow" else CALL)
+    core = batcher(fake)
+    soon, slow = core.submit(request("soon")), core.submit(request("slow", "recommendation", within=1000))
+    lost = await core.drain(5)
+    assert (lost, now()) == (1, 5)
+    assert (await soon).text == "SOON"
+    with pytest.raises(RequestRefused, match="draining"):
+        await slow
+    with pytest.raises(RequestRefused, match="draining"):
+        core.submit(request("new"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_everyone_hears_once_and_in_time(seed: int) -> None:
+    run_virtually(_soak(Random(seed)))
+
+
+async def _soak(random: Random) -> None:
+    def seconds(batch: Batch) -> float:
+        kind = random.random()
+        if kind < 0.05:
+            raise RuntimeError("backend")
+        return math.inf if kind < 0.08 else random.expovariate(2)
+
+    fake = Fake(seconds)
+    core = batcher(fake, Limits(random.randint(1, 4), random.randint(5, 200), random.uniform(0.5, 5), 1))
+    outcomes: Counter[str] = Counter()
+
+    async def one(name: str) -> None:
+        await asyncio.sleep(random.uniform(0, 20))
+        fake.request_coalescing = random.random() < 0.5
+        ask = request(name, random.choice(list(PLANS)), random.uniform(0.01, 8))
+        try:
+            future = core.submit(ask)
+            if random.random() < 0.1:
+                asyncio.get_running_loop().call_later(random.uniform(0, 2), future.cancel)
+            answer = await future
+        except RequestRefused as refused:
+            outcomes[refused.refusal] += 1
+        except asyncio.CancelledError:
+            outcomes["cancelled"] += 1
+        else:
+            assert answer.text == name.upper(), "another's answer"
+            outcomes["answered"] += 1
+        assert now() <= ask.deadline + 1e-9
+
+    names = [f"n{random.randrange(200)}" for _ in range(300)]
+    everybody = asyncio.gather(*map(one, names))
+    if random.random() < 0.5:
+        await asyncio.sleep(random.uniform(5, 20))
+        await core.drain(random.uniform(0, 3))
+    await everybody
+    await core.drain(10)
+    assert outcomes.total() == 300
+    assert core.pending == 0
