@@ -139,7 +139,7 @@ class Call:
     """Parameters of a call that changes nothing, whatever there is; None: it cannot be tried without effect."""
 
 
-_WORKER, _INTAKE = frozenset({AwsRole.WORKER}), frozenset({AwsRole.INTAKE})
+_WORKER, _INTAKE, _API = (frozenset({role}) for role in (AwsRole.WORKER, AwsRole.INTAKE, AwsRole.API))
 _BOTH = _WORKER | _INTAKE
 _LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 _NOBODYS_MODEL = "aaaaaaaaaaaa"
@@ -242,11 +242,11 @@ CALLS: tuple[Call, ...] = (
     Call(
         "dynamodb",
         "scan",
-        _WORKER,
+        _WORKER | _API,
         (Grant("dynamodb:Scan", _table),),
         lambda scope: {"TableName": scope.event_table, "Limit": 1},
     ),
-    Call("dynamodb", "put_item", _WORKER, (Grant("dynamodb:PutItem", _table),)),
+    Call("dynamodb", "put_item", _WORKER | _API, (Grant("dynamodb:PutItem", _table),)),
     Call(
         "dynamodb",
         "get_item",
@@ -254,7 +254,8 @@ CALLS: tuple[Call, ...] = (
         (Grant("dynamodb:GetItem", _table),),
         lambda scope: {"TableName": scope.event_table, "Key": {"event_id": {"S": "permission-check"}}},
     ),
-    Call("dynamodb", "update_item", _WORKER, (Grant("dynamodb:UpdateItem", _table),)),
+    Call("dynamodb", "update_item", _WORKER | _API, (Grant("dynamodb:UpdateItem", _table),)),
+    Call("dynamodb", "delete_item", _API, (Grant("dynamodb:DeleteItem", _table),)),
     Call(
         "cloudtrail",
         "lookup_events",

@@ -40,6 +40,7 @@ from ops.asking import ExitCode as ExitCode
 from ops.asking import OpsError as OpsError
 from ops.asking import parse_duration as parse_duration
 from ops.asking import parse_incident as parse_incident
+from ops.calendar import Calendar
 from ops.overrides import Overrides
 from workers.settings import Settings
 from workers.temporal import connect
@@ -77,8 +78,8 @@ class Incident(BaseModel):
     ended_at: AwareDatetime | None
 
 
-class OpsService(Overrides):
-    """Actions on the incidents and overrides of one Temporal namespace."""
+class OpsService(Overrides, Calendar):
+    """Actions on the incidents and overrides of one Temporal namespace, and on the event calendar."""
 
     @staticmethod
     async def connect(settings: Settings) -> "OpsService":

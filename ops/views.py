@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from domain.calendar import CalendarEvent, EventStatus, duration_text
 from domain.capacity import DemandKind
 from domain.clock import RehearsalClock
 from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry, span
@@ -160,6 +161,34 @@ def incident_view(
     if record.report_path:
         parts.append(Text(f"\nReport: {record.report_path}"))
     return Group(*parts)
+
+
+def calendar_table(events: Iterable[CalendarEvent]) -> Table:
+    """The event calendar; times as the rows have them, in business time."""
+    table = _table("event", "type", "starts", "traffic", "ahead", "models", "state", "from", whole=1)
+    for event in map(cleaned, events):
+        if event.status is EventStatus.PROPOSED:
+            state = Text("proposed", "yellow")
+        elif not event.counts:
+            state = Text("learnt", "dim")
+        elif event.provisioning_completed_at:
+            state = Text(f"in service {event.provisioning_completed_at:%m-%d %H:%M}", "green")
+        elif event.provisioning_triggered_at:
+            state = Text(f"triggered {event.provisioning_triggered_at:%m-%d %H:%M}", "cyan")
+        else:
+            state = Text("planned")
+        units = ", ".join(f"{model} {event.units[model]}" if model in event.units else model for model in event.models)
+        table.add_row(
+            Text(event.event_id, "bold"),
+            event.type,
+            event.starts_at.isoformat(" ", "minutes"),
+            f"{event.multiplier:g}x",
+            duration_text(event.lead_time),
+            units,
+            state,
+            event.source,
+        )
+    return table
 
 
 def override_table(rows: Iterable[OverrideRow], times: Times) -> Table:
