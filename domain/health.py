@@ -606,14 +606,13 @@ class _Look:
             )
 
     def _is_known(self, found: FoundModel) -> bool:
-        writer = self.facts.writers.get(found.model or "")
-        if writer is None or writer.state is None:
+        if found.model is None:
             return False
-        if any(found.arn == known.arn for known in writer.state.fleet):
-            return True
-        # Not listed since it was made: it may be known by the next look.
-        listed = writer.state.last_reconciled_at
-        return writer.running and (listed is None or listed <= found.created_at + self.policy.capacity.poll_interval)
+        state = self._state(found.model)
+        listed = state.last_reconciled_at
+        # A writer that does not run, or has not looked since, takes what is ours when it looks.
+        not_yet = listed is None or listed <= found.created_at + self.policy.capacity.poll_interval
+        return not_yet or any(found.arn == known.arn for known in state.fleet)
 
     # ------------------------------------------------------------ schedules, permissions
 

@@ -41,6 +41,7 @@ from ops.asking import OpsError as OpsError
 from ops.asking import parse_duration as parse_duration
 from ops.asking import parse_incident as parse_incident
 from ops.calendar import Calendar
+from ops.health import HealthChecks
 from ops.overrides import Overrides
 from workers.settings import Settings
 from workers.temporal import connect
@@ -78,8 +79,8 @@ class Incident(BaseModel):
     ended_at: AwareDatetime | None
 
 
-class OpsService(Overrides, Calendar):
-    """Actions on the incidents and overrides of one Temporal namespace, and on the event calendar."""
+class OpsService(Overrides, Calendar, HealthChecks):
+    """Actions on the incidents and overrides of one Temporal namespace, on the event calendar and the health check."""
 
     @staticmethod
     async def connect(settings: Settings) -> "OpsService":

@@ -19,9 +19,11 @@ from rich.text import Text
 from domain.calendar import CalendarEvent, EventStatus, duration_text
 from domain.capacity import DemandKind
 from domain.clock import RehearsalClock
+from domain.health import Severity, headline
 from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry, span
 from domain.messages import CapacityState
 from domain.override import OverridePhase, shown
+from ops.health import Health
 from ops.overrides import Override, OverrideRow, Preview
 from ops.service import Incident, IncidentRow
 
@@ -375,6 +377,39 @@ def _grid(rows: Iterable[tuple[str | Text, ...]]) -> Table:
 
 def _phase(phase: str) -> Text:
     return Text(phase, _PHASE_STYLES.get(Phase(phase), "") if phase in set(Phase) else "")
+
+
+_SEVERITY_STYLES = {Severity.CRITICAL: "bold red", Severity.WARNING: "bold yellow", Severity.NOTICE: "cyan"}
+
+
+def health_view(health: Health, times: Times) -> RenderableType:
+    """A health check: what is open, the worst first, and what it mended."""
+    report = cleaned(health.report)
+    style = "bold green" if health.healthy else "bold red"
+    parts: list[RenderableType] = [Text(f"{headline(report)}. Checked {times.both(report.checked_at)}.", style)]
+    if health.late_since is not None:
+        late = f"A newer check should have come {times.ago(health.late_since)}: is a runbook worker running?"
+        parts.append(Text(late, "bold red"))
+    for finding in report.open:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        told = f"incident {finding.incident}" if finding.incident else ""
+        rows = {
+            "why": finding.why,
+            "do": finding.do,
+            "since": times.both(finding.since),
+            "told": told,
+            "repair": f"failed: {finding.repair_error}" if finding.repair_error else "",
+        }
+        for name, value in rows.items():
+            if value:
+                table.add_row(f"  {name}", value)
+        parts += [Text(""), Text(f"{finding.severity}: {finding.what}", _SEVERITY_STYLES[finding.severity]), table]
+    mended = [finding for finding in report.findings if finding not in report.open]
+    parts += [Text(""), Text("Mended", "bold")] if mended else []
+    parts += [Text(f"  {finding.what} {finding.repaired}") for finding in mended]
+    return Group(*parts)
 
 
 def _table(*columns: str, whole: int = 0) -> Table:

@@ -284,7 +284,7 @@ class IncidentWorkflow(DecidedByPeople):
             remind_after = self.now_snapshot.policy.escalation.approval_reminder
             self.enter(
                 Phase.AWAITING_DECISION,
-                waiting_for="on-call to acknowledge, and the alarm's OK: no runbook knows this alarm",
+                waiting_for=f"on-call to acknowledge, and the alarm's OK: {_origin(alarm)}",
                 next_step="remind people",
                 next_at=workflow.now() + remind_after,
             )
@@ -300,8 +300,7 @@ class IncidentWorkflow(DecidedByPeople):
         self.record.outcome = f"Triage ended: acknowledged by {self.record.acknowledged_by or 'nobody'}."
 
     def _page_alarm(self, change: AlarmChange) -> None:
-        about = "health check" if change.source == "health-check" else f"no runbook knows alarm {change.alarm_name}"
-        self.page(ON_CALL, f"{about}: {change.reason}")
+        self.page(ON_CALL, f"{_origin(change)}: {change.reason}")
 
     # ------------------------------------------------------------ beside the run
 
@@ -533,3 +532,9 @@ class IncidentWorkflow(DecidedByPeople):
             source=self.record.incident_id,
             asked_by=approvers[-1],
         )
+
+
+def _origin(change: AlarmChange) -> str:
+    """Why people must look."""
+    found = change.source == "health-check"
+    return "the health check found it" if found else f"no runbook knows alarm {change.alarm_name}"

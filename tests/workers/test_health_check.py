@@ -3,9 +3,13 @@ told to people, once."""
 
 import asyncio
 import json
+import os
+import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +17,7 @@ from pathlib import Path
 import pytest
 import redis
 from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.entities import start_capacity
@@ -28,7 +33,8 @@ from domain.health import HEALTH_SCHEDULE, Area, HealthReport
 from domain.incident import IncidentRecord
 from domain.messages import RECORD, PolicySnapshot, capacity_id, incident_id
 from domain.policy import HEARTBEAT_ALARM, CapacityPolicy, HealthPolicy, Policy
-from ops.scheduled import run_now
+from ops.asking import ExitCode
+from ops.health import run_now
 from tests.aws_account import Account
 from tests.servers import AwsServer, TemporalServer, ValkeyServer
 from workers.clients import AwsClients
@@ -46,19 +52,27 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "testing")
 
 
-@pytest.fixture
-def aws(tmp_path: Path) -> Iterator[Account]:
-    server = AwsServer(tmp_path).start()
-    account = Account(server.endpoint)
-    account.control("POST", "bedrock", {"provisioning_lag_seconds": 0.1})
-    yield account
+@pytest.fixture(scope="module")
+def aws_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    server = AwsServer(tmp_path_factory.mktemp("aws")).start()
+    yield Account(server.endpoint)
     server.kill()
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[TemporalServer]:
-    """One of its own: schedules, capacity and incidents have one name in a namespace."""
-    server = TemporalServer(tmp_path).start()
+def aws(aws_server: Account) -> Account:
+    """An empty account."""
+    reset = urllib.request.Request(f"{aws_server.endpoint_url}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=5).close()
+    aws_server.control("DELETE", "faults")
+    aws_server.control("POST", "bedrock", {"provisioning_lag_seconds": 0.1})
+    return aws_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """One of this module's own: schedules, capacity and incidents have one name in a namespace."""
+    server = TemporalServer(tmp_path_factory.mktemp("temporal")).start()
     yield server
     server.kill()
 
@@ -72,6 +86,7 @@ class Stack:
     aws: Account
     pages: Path
     worker: Worker
+    env: dict[str, str]
 
     async def check(self) -> HealthReport:
         """One check, by the schedule."""
@@ -151,7 +166,12 @@ async def stack(
             activity_executor=threads,
             max_concurrent_activities=50,
         )
-        stack = Stack(client, connection, aws, tmp_path / "state" / "pages.jsonl", worker)
+        env = {
+            "RUNBOOKS_TEMPORAL_ADDRESS": server.address,
+            "RUNBOOKS_TASK_QUEUE": settings.task_queue,
+            "RUNBOOKS_POLICY_FILE": str(policy_file),
+        }
+        stack = Stack(client, connection, aws, tmp_path / "state" / "pages.jsonl", worker, env)
         stack.buy(SONNET.provisioned_model_id, 2, "base", ours=False)
         aws.control("POST", "settle")
         async with worker:
@@ -161,6 +181,16 @@ async def stack(
             )
             await until(lambda: _routed(connection))
             yield stack
+            await _clear(client)
+
+
+async def _clear(client: Client) -> None:
+    async for schedule in await client.list_schedules():
+        with suppress(RPCError):
+            await client.get_schedule_handle(schedule.id).delete()
+    async for execution in client.list_workflows("ExecutionStatus = 'Running'"):
+        with suppress(RPCError):
+            await client.get_workflow_handle(execution.id).terminate()
 
 
 async def _routed(connection: redis.Redis) -> bool:
@@ -207,7 +237,7 @@ async def test_what_is_broken_is_found_mended_or_told_once(stack: Stack) -> None
     assert (await stack.incident(orphans)).alarm_times == 1
     texts = [json.loads(line)["text"] for line in stack.pages.read_text().splitlines()]
     assert len(texts) == 2
-    assert all(text.startswith("health check: ") for text in texts)
+    assert all(text.startswith("the health check found it: ") for text in texts)
 
     # While Bedrock denies everything, nothing about the fleet is over and nothing new is claimed.
     deny = {"service": "bedrock", "operation": None, "kind": "access_denied", "count": None}
@@ -234,6 +264,38 @@ async def test_what_is_broken_is_found_mended_or_told_once(stack: Stack) -> None
     assert report.findings == (), report
     assert not (await stack.incident(orphans)).alarm_on
     assert stack.heartbeats() == 5
+
+
+async def test_the_command_line_shows_the_last_check_and_makes_a_new_one(stack: Stack) -> None:
+    async def runbooks(*arguments: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "ops.cli", "health", *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **stack.env, "COLUMNS": "160"},
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode, out.decode()
+
+    code, out = await runbooks()
+    assert code == ExitCode.NOT_FOUND, out
+    assert "runbooks health --now" in out
+
+    code, out = await runbooks("--now")
+    assert (code, out.splitlines()[0].split(".")[0]) == (0, "Healthy")
+
+    # A schedule that is missing is made again, and what is open is exit code 1.
+    await stack.client.get_schedule_handle(HEALTH_SCHEDULE).delete()
+    stack.buy(HAIKU.provisioned_model_id, 1, "runbooks-haiku-left", ours=True)
+    code, out = await runbooks("--now")
+    assert code == 1
+    assert "warning: runbooks-haiku-left" in out
+    assert "aws bedrock delete-provisioned-model-throughput" in out
+    code, out = await runbooks("--json")
+    assert code == 1
+    assert [finding["finding_id"] for finding in json.loads(out)["report"]["findings"]] == [
+        "orphan:runbooks-haiku-left"
+    ]
 
 
 class TestHeartbeat:

@@ -24,7 +24,7 @@ from domain.announcements import PUBLISHER_FEED_WORKFLOW, FeedReport
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent
 from domain.clock import RehearsalClock
 from domain.policy import FeedPolicy
-from ops.scheduled import run_now
+from ops.health import run_now
 from tests.aws_account import Account
 from tests.servers import AwsServer, TemporalServer
 from tests.workflows.fakes import activities_of
