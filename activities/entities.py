@@ -148,7 +148,7 @@ async def start_override(client: Client, request: StartOverride, task_queue: str
         task_queue=task_queue,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-        static_summary=f"{input.knob} → {shown(input.value)[:60]} ({input.kind})".encode("ascii", "replace").decode(),
+        static_summary=f"{input.knob} at {shown(input.value)[:60]} ({input.kind})".encode("ascii", "replace").decode(),
     )
     try:
         answer: OverrideAnswer = await client.execute_update_with_start_workflow(

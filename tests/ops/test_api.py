@@ -247,6 +247,18 @@ async def test_what_is_away_is_named(api: Api, tmp_path: Path) -> None:
         assert nowhere in problem(await http.get("/incidents", headers=headers), 503)["detail"]
         problem(await http.post("/incidents/any/approve", json={"why": "x"}), 401)
 
+    broken = tmp_path / "policy.yaml"
+    broken.write_text("cache_ttl_seconds: 0")
+    transport = httpx.ASGITransport(create_app(api.settings.model_copy(update={"policy_file": broken})))
+    async with httpx.AsyncClient(transport=transport, base_url="http://ops.example.com") as http:
+        body = {"ttl_seconds": 60, "reason": "x"}
+        for answer in (
+            await http.get("/knobs", headers=headers),
+            await http.post("/cache/ttl", json=body, headers=headers),
+        ):
+            assert "policy" in problem(answer, 503)["detail"]
+            assert str(tmp_path) not in answer.text
+
 
 # ---------------------------------------------------------------- incidents
 

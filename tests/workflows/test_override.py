@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 import redis
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Replayer, Worker
 
@@ -24,6 +25,7 @@ from activities.standing import StandingActivities
 from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from domain.clock import RehearsalClock
+from domain.incident import utc
 from domain.knobs import Holder, KnobName, KnobValue, LeaseRequest
 from domain.messages import (
     APPROVE,
@@ -201,6 +203,11 @@ async def test_a_person_holds_a_knob_for_a_time_is_warned_and_it_ends_on_time_to
     attributes = described.search_attributes
     assert (attributes["Knob"], attributes["HoldsLeases"]) == (["cache_ttl_seconds"], [True])
     assert abs(attributes["OverrideEndsAt"][0] - record.ends_at) < SECOND / 100  # type: ignore[operator]
+
+    assert await described.static_summary() == "cache_ttl_seconds at 120 (timed)"
+    metadata = await stack.handle(answer).query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+    for said in (f"**Ends**: {utc(record.ends_at)}", "**Next**: warn before the end, at", "hit rate: "):
+        assert said in metadata.current_details
 
     ended = await stack.ended(answer)
     assert ended.end is OverrideEnd.ON_TIME
