@@ -22,16 +22,16 @@ class PublishesRoutes(Capacity):
         if overflow != self.overflow:
             self.overflow, self.republish = overflow, True
 
+    @property
+    def must_publish(self) -> bool:
+        """The routes are not, or not known to be, as they should be."""
+        known = self.listed_at is not None and self.plan is not None
+        return known and (self.republish or self.publishing or self.routes != self.routed)
+
     async def keep_routes(self) -> None:
         """Runs for ever."""
         while True:
-            await workflow.wait_condition(
-                lambda: (
-                    self.listed_at is not None
-                    and self.plan is not None
-                    and (self.republish or self.routes != self.routed)
-                )
-            )
+            await workflow.wait_condition(lambda: self.must_publish)
             routes, self.republish, self.publishing = self.routes, False, True
             if self.reachable is not None:
                 self.reachable |= routes.keys()

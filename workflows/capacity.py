@@ -1,6 +1,7 @@
 """The one writer of a model's provisioned capacity: holds dated demands and drives the fleet to what they need."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -152,18 +153,18 @@ class CapacityWorkflow(DecidedByPeople, ClimbsLadder):
             moments.append((self.plan.next_change_at, "A demand starts or ends"))
         if "plan" in self.errors or ("fleet" in self.errors and LIST not in self.held):
             moments.append((workflow.now() + self.policy.poll_interval, "List the fleet again"))
-        watching: asyncio.Task[str] | None = None
-        if self.problems() or self.held or self.watching or self.sending or self.retiring:
+        busy = self.problems() or self.held or self.watching or self.sending or self.retiring
+        if busy:
             moments.append((self.reconcile_at, "Reconcile fleet and demands"))
-        elif not self._must_go_round():
-            watching = asyncio.create_task(self._watch())
-        moment, why = min(moments, default=(None, None))
+        moment, why = min(moments, default=(None, ""))
+        watching: asyncio.Task[str] | None = None
         try:
-            await workflow.wait_condition(
-                lambda: self._must_go_round() or (watching is not None and watching.done()),
-                timeout=None if moment is None else moment - workflow.now(),
-                timeout_summary=why,
-            )
+            await self._woken(lambda: not self.must_publish, moment, why)
+            if self._must_go_round():
+                return
+            if not busy:
+                watching = asyncio.create_task(self._watch())
+            await self._woken(lambda: watching is not None and watching.done(), moment, why)
         except TimeoutError:
             self.look = True
         if watching is None:
@@ -174,6 +175,14 @@ class CapacityWorkflow(DecidedByPeople, ClimbsLadder):
         else:
             watching.cancel()
             watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+    async def _woken(self, by: Callable[[], bool], moment: datetime | None, why: str) -> None:
+        """Wait for `by`, or for whatever makes another round necessary. Raises TimeoutError at `moment`."""
+        await workflow.wait_condition(
+            lambda: by() or self._must_go_round(),
+            timeout=None if moment is None else moment - workflow.now(),
+            timeout_summary=why,
+        )
 
     def _must_go_round(self) -> bool:
         return self.look or self.replan or self._should_continue_as_new()

@@ -21,11 +21,11 @@ from temporalio.worker import Replayer, Worker
 
 from activities.bedrock import BedrockActivities
 from activities.capacity_watch import CapacityWatch
-from activities.decisions import DecisionActivities
 from activities.entities import EntityActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.settings import SettingsActivities
+from dataplane.connection import connect as connect_redis
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.capacity import Demand, DemandKind, DemandOutcome
@@ -44,6 +44,7 @@ from domain.messages import (
 from domain.people import Role, Roster
 from domain.policy import CapacityPolicy, IntentPolicy, Policy
 from tests.servers import TemporalServer
+from tests.workflows.fakes import activities_of
 from workers.clients import AwsClients
 from workers.settings import Settings
 from workers.temporal import connect, runbook_plugin
@@ -52,6 +53,8 @@ from workflows.capacity import CapacityWorkflow
 
 APPROVER, ENGINEER = "approver@example.com", "engineer@example.com"
 SONNET = Policy().models["sonnet"]
+PAGES, ROSTER = "pages.jsonl", "roster.yaml"
+"""Beside the policy."""
 LAG_SECONDS = 0.4
 FAST = CapacityPolicy(
     poll_interval=timedelta(seconds=0.1),
@@ -93,6 +96,32 @@ class FakeIncident:
         await workflow.wait_condition(lambda: False)
 
 
+def worker_of(
+    client: Client, settings: Settings, redis_client: redis.Redis, policy_file: Path, threads: ThreadPoolExecutor
+) -> Worker:
+    """With everything that capacity needs, and nothing else."""
+    aws = AwsClients(settings)
+    configured = SettingsActivities(
+        policy_file=policy_file, roster_file=policy_file.with_name(ROSTER), clock=RehearsalClock()
+    )
+    bedrock = BedrockActivities(aws.bedrock(), Routes(redis_client))
+    owners = (
+        bedrock,
+        CapacityWatch(configured.snapshot, bedrock, Routes(redis_client)),
+        LeaseActivities(Ledger(redis_client)),
+        PageActivities(aws.sns(), topic_arn=None, log=policy_file.with_name(PAGES)),
+        EntityActivities(configured.snapshot),
+        configured,
+    )
+    return Worker(
+        client,
+        task_queue=settings.task_queue,
+        workflows=[CapacityWorkflow, FakeIncident],
+        activities=activities_of(*owners),
+        activity_executor=threads,
+    )
+
+
 @dataclass
 class Stack:
     """A worker, and hands on everything around it."""
@@ -109,17 +138,10 @@ class Stack:
     bedrock: Any = None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
 
-    @property
-    def pages_file(self) -> Path:
-        return self.policy_file.with_name("pages.jsonl")
-
-    @property
-    def roster_file(self) -> Path:
-        return self.policy_file.with_name("roster.yaml")
-
     def pages(self) -> list[str]:
         """Texts of what people were paged, with whom first."""
-        lines = self.pages_file.read_text().splitlines() if self.pages_file.exists() else []
+        log = self.policy_file.with_name(PAGES)
+        lines = log.read_text().splitlines() if log.exists() else []
         return ["{to}: {text}".format_map(json.loads(line)) for line in lines]
 
     def set_policy(
@@ -137,30 +159,7 @@ class Stack:
         self.policy_file.write_text(default.model_copy(update=changed).model_dump_json())
 
     async def start_worker(self) -> None:
-        settings = SettingsActivities(
-            policy_file=self.policy_file, roster_file=self.roster_file, clock=RehearsalClock()
-        )
-        bedrock = BedrockActivities(AwsClients(self.settings).bedrock(), Routes(self.redis))
-        worker = Worker(
-            self.client,
-            task_queue=self.settings.task_queue,
-            workflows=[CapacityWorkflow, FakeIncident],
-            activities=[
-                method
-                for owner in (
-                    bedrock,
-                    CapacityWatch(settings.snapshot, bedrock, Routes(self.redis)),
-                    LeaseActivities(Ledger(self.redis)),
-                    PageActivities(AwsClients(self.settings).sns(), topic_arn=None, log=self.pages_file),
-                    DecisionActivities(),
-                    EntityActivities(settings.snapshot),
-                    settings,
-                )
-                for name in dir(owner)
-                if hasattr(method := getattr(owner, name), "__temporal_activity_definition")
-            ],
-            activity_executor=self.threads,
-        )
+        worker = worker_of(self.client, self.settings, self.redis, self.policy_file, self.threads)
         self.worker = asyncio.create_task(worker.run())
 
     async def stop_worker(self) -> None:
@@ -264,7 +263,9 @@ async def running(temporal: TemporalServer, redis_client: redis.Redis, aws: str,
     client = await connect(settings)
     made = Stack(client, settings, aws, redis_client, folder / "policy.yaml", model, f"incident-{model}")
     made.set_policy()
-    made.roster_file.write_text(Roster(people={APPROVER: Role.APPROVER, ENGINEER: Role.ENGINEER}).model_dump_json())
+    made.policy_file.with_name(ROSTER).write_text(
+        Roster(people={APPROVER: Role.APPROVER, ENGINEER: Role.ENGINEER}).model_dump_json()
+    )
     made.reset_aws()
     made.bedrock = AwsClients(settings).bedrock()
     made.control("bedrock", {"provisioning_lag_seconds": LAG_SECONDS})
@@ -306,3 +307,17 @@ async def replays(stack: Stack) -> None:
 async def last_with(stack: Stack, units: int) -> DemandOutcome | None:
     told = await stack.told()
     return told[-1] if told and told[-1].units_in_service == units else None
+
+
+async def main() -> None:
+    """A worker as a process of its own, to be killed: `python -m tests.workflows.capacity_stack`."""
+    settings = Settings()
+    assert settings.policy_file is not None
+    threads = ThreadPoolExecutor(64)
+    await worker_of(
+        await connect(settings), settings, connect_redis(settings.redis_url), settings.policy_file, threads
+    ).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

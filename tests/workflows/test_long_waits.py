@@ -412,6 +412,28 @@ async def test_a_demand_ends_by_itself_hours_later_with_nobody_there(lab: Lab) -
     assert len(lab.world.asked("create_model")) == len(lab.world.asked("delete_model")) == 2
 
 
+async def test_a_capacity_workflow_at_rest_costs_no_history_and_still_sees_another_policy(lab: Lab) -> None:
+    await lab.start(CAPACITY_WORKFLOW, CapacityInput(state=CapacityState(model=MODEL)), f"capacity-{lab.queue}")
+    await until(lambda: enough(lab.world.asked("watch_capacity"), 1))
+    before = await lab.events()
+    await lab.passes(24 * HOUR)
+    assert await lab.events() - before <= 3, "one activity that is tried again; at most 12 events an hour are allowed"
+    looks = len(lab.world.asked("watch_capacity"))
+    assert looks >= 24 * 4, "a look at each reconciliation"
+    assert len(lab.world.asked("survey")) == 1
+
+    models = {**POLICY.models, MODEL: POLICY.models[MODEL].model_copy(update={"floor_units": 15, "baseline_units": 20})}
+    changed = POLICY.model_copy(update={"models": models})
+    lab.world.snapshot = lab.world.snapshot.model_copy(update={"policy": changed})
+    await lab.passes(POLICY.capacity.reconcile_interval + MINUTE)
+
+    async def wants_more() -> bool:
+        state: CapacityState = await lab.workflow.query(CAPACITY_STATE, result_type=CapacityState)
+        return state.desired_units == 20
+
+    await until(wants_more)
+
+
 def override(kind: OverrideKind, duration: timedelta) -> OverrideInput:
     ttl = KnobName.CACHE_TTL_SECONDS
     return OverrideInput(knob=ttl, value=120, kind=kind, who=ENGINEER, reason="test", duration=duration)
