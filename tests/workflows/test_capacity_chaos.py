@@ -38,7 +38,7 @@ from workers.settings import Settings
 from workers.temporal import connect
 from workflows.capacity import CapacityWorkflow
 
-MODELS, KILLS, CHANGES = 3, 4, 4
+MODELS, KILLS, CHANGES = 3, 3, 4
 OPERATIONS = ("Create", "Delete", "Get")
 FAULTS = ("throttling", "server_error", "lost_answer", "lost_answer")
 
@@ -157,7 +157,7 @@ async def test_random_kills_leave_exactly_the_units_wanted(
                 )
                 calls = before + random.randint(2, 15)
                 with suppress(AssertionError):  # nothing more was to be done: killed at rest
-                    await until(lambda calls=calls: len(stack.control("trail", method="GET")) > calls, seconds=3)
+                    await until(lambda calls=calls: len(stack.control("trail", method="GET")) > calls, seconds=2)
         stack.control("faults", method="DELETE")
         with worker(environment, tmp_path / "worker.log"):
             await asyncio.wait_for(asyncio.gather(*people), 60)
