@@ -1,7 +1,7 @@
 """What an incident knows before it acts, read in one step because every step before the levers delays them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -10,11 +10,20 @@ from temporalio import activity
 from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
 from activities.cloudwatch import CloudWatchActivities
+from activities.plumbing import Plumbing
 from activities.settings import SettingsActivities
 from domain import timetable
-from domain.evidence import EvidenceKey
+from domain.coupling import schedules_of
+from domain.evidence import Check, Evidence, EvidenceKey
 from domain.load import LoadSnapshot
-from domain.messages import AssessThrottle, PolicySnapshot, ThrottleAssessment, calendar_check, load_query
+from domain.messages import (
+    AssessThrottle,
+    CheckPlumbing,
+    PolicySnapshot,
+    ThrottleAssessment,
+    calendar_check,
+    load_query,
+)
 from domain.runbooks import scaling_lag, throttle
 
 R = TypeVar("R")
@@ -31,11 +40,13 @@ class AssessmentActivities:
         cloudwatch: CloudWatchActivities,
         bedrock: BedrockActivities,
         calendar: CalendarActivities,
+        plumbing: Plumbing,
     ) -> None:
         self._settings = settings
         self._cloudwatch = cloudwatch
         self._bedrock = bedrock
         self._calendar = calendar
+        self._plumbing = plumbing
 
     @activity.defn
     async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
@@ -50,15 +61,21 @@ class AssessmentActivities:
             return ThrottleAssessment(snapshot=snapshot, load=nothing, plan=None)
         budget, spec = policy.evidence.budget, policy.models[model]
         (load, unread), (fleet, _), (near, _) = await asyncio.gather(
-            _within(budget, lambda: self._cloudwatch.read_load(load_query(policy, model))),
-            _within(budget, lambda: self._bedrock.units_of(spec)),
-            _within(budget, lambda: self._event_near(model, snapshot, now)),
+            _within(budget, lambda: asyncio.to_thread(self._cloudwatch.read_load, load_query(policy, model))),
+            _within(budget, lambda: asyncio.to_thread(self._bedrock.units_of, spec)),
+            _within(budget, lambda: asyncio.to_thread(self._event_near, model, snapshot, now)),
         )
         in_service = fleet.units if fleet else None
         expected = timetable.units_at(policy, model, snapshot.clock.business(now))
         lags, why = scaling_lag.units_lag(in_service, expected, near)
         load = load or LoadSnapshot(observed_at=datetime.now(UTC))
-        make = scaling_lag.plan if lags else throttle.plan
+        make, checks = scaling_lag.plan if lags else throttle.plan, []
+        if lags and fleet is not None:
+            asked = CheckPlumbing(
+                model=model, spec=spec, expected_units=expected, fleet=fleet, schedules=schedules_of(policy)
+            )
+            found, unseen = await _within(budget, lambda: self._plumbing.check(asked))
+            checks = [found or _not_read("Provisioning", unseen)]
         return ThrottleAssessment(
             snapshot=snapshot,
             load=load,
@@ -67,6 +84,7 @@ class AssessmentActivities:
             runbook="scaling-lag" if lags else "throttle",
             why=why,
             units_in_service=in_service,
+            checks=checks,
         )
 
     def _event_near(self, model: str, snapshot: PolicySnapshot, now: datetime) -> bool | None:
@@ -76,14 +94,18 @@ class AssessmentActivities:
         return found if isinstance(found, bool) else None
 
 
-async def _within(budget: timedelta, read: Callable[[], R]) -> tuple[R | None, str]:
+def _not_read(name: str, why: str) -> Check:
+    return Check(name=name, finding=f"could not be read: {why}", breaching=None, evidence=Evidence(), duration_ms=0)
+
+
+async def _within(budget: timedelta, read: Callable[[], Awaitable[R]]) -> tuple[R | None, str]:
     """What `read` answers, tried again until the budget is spent; else None, and why it could not be read."""
     why = f"no answer within {budget.total_seconds():g} s"
     try:
         async with asyncio.timeout(budget.total_seconds()):
             while True:
                 try:
-                    return await asyncio.to_thread(read), ""
+                    return await read(), ""
                 except Exception as error:
                     why = str(error)
                 await asyncio.sleep(_TRY_AGAIN.total_seconds())

@@ -21,7 +21,7 @@ from domain.capacity import (
     ProvisionedModel,
 )
 from domain.clock import RehearsalClock
-from domain.evidence import Evidence
+from domain.evidence import Check, Evidence
 from domain.incident import Decision, IncidentRecord, Lever, LeverName, RecoveryCheck, RunbookName, TimelineEntry
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.ladder import Rung
@@ -414,6 +414,7 @@ class CheckPlumbing(Message):
     model: str
     spec: ModelPolicy
     expected_units: int
+    fleet: FleetUnits
     schedules: list[str]
     """Ids of the schedules that should be there."""
 
@@ -492,6 +493,8 @@ class ThrottleAssessment(Message):
     """... and why."""
     units_in_service: int | None = None
     """None: they could not be read."""
+    checks: list[Check] = []
+    """What had to be read before the levers, as they change it."""
 
 
 class GuardRelease(Message):

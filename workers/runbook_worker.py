@@ -28,7 +28,7 @@ from activities.health import HealthActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.permissions import PermissionActivities
-from activities.plumbing import PlumbingActivities
+from activities.plumbing import Plumbing
 from activities.report import ReportActivities
 from activities.schedules import ScheduleActivities, ensure_schedules
 from activities.settings import ConfigurationError, SettingsActivities, load_policy, load_yaml
@@ -101,9 +101,8 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     permissions = PermissionActivities(aws.client, lambda: scope_of(settings, configured.snapshot().policy))
     owners = (
         StandingActivities(configured, leases),
-        AssessmentActivities(configured, cloudwatch, bedrock, calendar),
+        AssessmentActivities(configured, cloudwatch, bedrock, calendar, Plumbing(bedrock)),
         CouplingActivities(configured, cloudwatch, ecs, entities),
-        PlumbingActivities(bedrock),
         cloudwatch,
         leases,
         bedrock,

@@ -14,15 +14,12 @@ from activities.changes import ChangeActivities
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.ecs import EcsActivities
-from activities.plumbing import PlumbingActivities
 from domain import timetable
-from domain.coupling import schedules_of
 from domain.evidence import Check, Evidence
 from domain.incident import RunbookName
 from domain.messages import (
     CheckCapacity,
     CheckChanges,
-    CheckPlumbing,
     CheckTasks,
     DiagnoseThrottle,
     PolicySnapshot,
@@ -50,7 +47,6 @@ def recovery_query(model: str, snapshot: PolicySnapshot, p99_before_ms: float | 
 async def first_response(
     model: str,
     incident_id: str,
-    runbook: RunbookName | None,
     snapshot: PolicySnapshot,
     found: Callable[[list[Check], bool], Awaitable[None]],
 ) -> None:
@@ -99,14 +95,6 @@ async def first_response(
             ),
         ),
     ]
-    if runbook == "scaling-lag":
-        plumbing = CheckPlumbing(model=model, spec=spec, expected_units=expected, schedules=schedules_of(policy))
-        reads.append(
-            (
-                "Provisioning",
-                read(PlumbingActivities.check_plumbing, plumbing, summary="Scenario 4: what keeps the units away"),
-            )
-        )
     results: dict[str, list[Check]] = {}
 
     async def one(name: str, awaitable: Awaitable[list[Check]], started: datetime) -> None:

@@ -80,6 +80,8 @@ class IncidentWorkflow(DecidedByPeople):
         self._alarms: dict[str, AlarmChange] = {input.alarm.alarm_name: input.alarm}
         self._leases_lost = False
         self._evidence = Evidence()
+        self._read_before: list[Check] = []
+        """What was read before the levers, and counts although they have changed it."""
 
     # ------------------------------------------------------------ what arrives
 
@@ -198,6 +200,7 @@ class IncidentWorkflow(DecidedByPeople):
         if assessment.plan is None:
             return None
         self.record.runbook, self.record.units_before = assessment.runbook, assessment.units_in_service
+        self._read_before = assessment.checks
         if assessment.why:
             self.note("finding", assessment.why)
         if assessment.unread:
@@ -219,15 +222,15 @@ class IncidentWorkflow(DecidedByPeople):
         runbook = self.record.runbook
 
         async def found(checks: list[Check], complete: bool) -> None:
-            self.record.checks = checks
-            for check in checks:
+            self.record.checks = [*checks, *self._read_before]
+            for check in self.record.checks:
                 self._evidence = self._evidence.merge(check.evidence)
             self.record.diagnosis = await diagnose(self._evidence, runbook, self.now_snapshot.policy)
             self._propose()
             self.note("finding", f"{'' if complete else 'so far: '}{self.record.diagnosis.sentence}")
 
         try:
-            await first_response(self.model, self.record.incident_id, runbook, self.now_snapshot, found)
+            await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
         except ActivityError as error:
             self.note("finding", f"the diagnosis failed: {failure(error)[1]}")
 

@@ -34,7 +34,6 @@ from domain.messages import (
     CheckCalendar,
     CheckCapacity,
     CheckChanges,
-    CheckPlumbing,
     CheckTasks,
     CreateModel,
     DeleteModel,
@@ -204,22 +203,21 @@ class FakeWorld:
             runbook="scaling-lag" if lags else "throttle",
             why=why,
             units_in_service=self.units,
+            checks=[self._plumbing()] if lags else [],
         )
 
-    @activity.defn
-    async def check_plumbing(self, request: CheckPlumbing) -> list[Check]:
-        self._saw(request)
-        return [
-            _check(
-                "Provisioning",
-                units_expected=request.expected_units,
-                provisioned_tokens_per_second=8000.0,
-                capacity_workflow="running",
-                schedules_off=[],
-                provisioning_error="AccessDenied",
-                provisioning_error_text="not authorized to perform: bedrock:CreateProvisionedModelThroughput",
-            )
-        ]
+    def _plumbing(self) -> Check:
+        return _check(
+            "Provisioning",
+            units_in_service=self.units,
+            units_creating=0,
+            units_expected=self.expected_units,
+            provisioned_tokens_per_second=8000.0,
+            capacity_workflow="running",
+            schedules_off=[],
+            provisioning_error="AccessDenied",
+            provisioning_error_text="not authorized to perform: bedrock:CreateProvisionedModelThroughput",
+        )
 
     @activity.defn
     async def check_metrics(self, request: RecoveryQuery) -> list[Check]:
