@@ -1,7 +1,7 @@
 """Which provisioned models to keep, drop and buy, and what that leads to as time goes on; arithmetic without words."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,6 +36,8 @@ class Terms:
     """From a purchase to the moment it may be released."""
     lag: timedelta
     """From a purchase to its service."""
+    drain: timedelta
+    """From a release to its end."""
     burst_units: int
     most_units: int
     baseline: int
@@ -52,8 +54,8 @@ class Terms:
         return piece.since + (math.floor((at - piece.since) / self.period) + 1) * self.period
 
     def to_pay(self, piece: Piece, at: datetime, until: datetime | None) -> int:
-        """Hours that begin after the one being paid for at `at`, if the piece stays `until` then; None: 0."""
-        return max(0, math.ceil((until - self.paid_until(piece, at)) / self.period)) if until else 0
+        """Hours that begin after the one being paid for at `at`, if the piece is released at `until`; None: 0."""
+        return max(0, math.ceil((until + self.drain - self.paid_until(piece, at)) / self.period)) if until else 0
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,14 @@ def choose(pieces: Sequence[Piece], room: int, at: datetime, wishes: Wishes, ter
     wanted = wishes.at(at)
     free = [piece for piece in pieces if piece.releasable is not None and piece.releasable <= at]
     fall = next((moment for moment, units in wishes.ahead(at) if units < wanted), None)
-    free.sort(key=lambda x: (x.ready > at, terms.to_pay(x, at, fall), -terms.paid_until(x, at).timestamp(), x.key))
+
+    def price(piece: Piece) -> tuple[int, int, float]:
+        left = (terms.paid_until(piece, at) - at) / terms.period
+        return piece.units * (piece.ready > at), piece.units * terms.to_pay(piece, at, fall), -piece.units * left
+
     short = terms.attainable(wanted) - _units(pieces) + _units(free)
     target = max(0, short)
-    sums = _subsets(free)
+    sums = _subsets(sorted(free, key=lambda x: x.key), price)
     keep = sums[max(total for total in sums if total <= target)]
     missing = target - _units(keep)
     cheaper = 0
@@ -115,16 +121,20 @@ def _is_cheaper(
     if until is None:
         return False
     kept, replaced = (sum(x.units * terms.to_pay(x, at, until) for x in pieces) for pieces in (more, exact))
-    return kept <= replaced + missing * math.ceil((until - at) / terms.period)
+    return kept <= replaced + missing * math.ceil((until + terms.drain - at) / terms.period)
 
 
-def _subsets(pieces: Sequence[Piece]) -> dict[int, tuple[Piece, ...]]:
-    """Every sum of units that some of `pieces` have, and which: the first ones where several do."""
-    sums: dict[int, tuple[Piece, ...]] = {0: ()}
+def _subsets(pieces: Sequence[Piece], price: Callable[[Piece], tuple[int, int, float]]) -> dict[int, tuple[Piece, ...]]:
+    """Every sum of units that some of `pieces` have, and which: the cheapest ones where several do."""
+    sums: dict[int, tuple[tuple[int, int, float], tuple[Piece, ...]]] = {0: ((0, 0, 0.0), ())}
     for piece in pieces:
-        for total, chosen in list(sums.items()):
-            sums.setdefault(total + piece.units, (*chosen, piece))
-    return sums
+        late, hours, left = price(piece)
+        for total, (spent, chosen) in list(sums.items()):
+            cost = spent[0] + late, spent[1] + hours, spent[2] + left
+            known = sums.get(total + piece.units)
+            if known is None or cost < known[0]:
+                sums[total + piece.units] = cost, (*chosen, piece)
+    return {total: chosen for total, (_, chosen) in sums.items()}
 
 
 def chunks(there: int, buy: int, at: datetime, wishes: Wishes, burst_units: int) -> list[int]:
@@ -177,7 +187,7 @@ def project(
         wanted = wishes.at(at)
         enough = sum(x.units for x in choice.keep if x.ready <= at) >= terms.attainable(wanted)
         gone = [x for x in choice.drop if enough and x.ready <= at]
-        spells += [Spell(x.units, x.since, at) for x in gone]
+        spells += [Spell(x.units, x.since, at + terms.drain) for x in gone]
         now = [x for x in now if x not in gone]
         level = _units(choice.keep) + wanted - terms.attainable(wanted)
         for size in chunks(level, choice.buy, at, wishes, terms.burst_units):

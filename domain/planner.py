@@ -169,6 +169,7 @@ class _Fleet:
             period=Meter(self._situation).period,
             hold=self.hold,
             lag=policy.provisioning_lag,
+            drain=policy.drain,
             burst_units=policy.burst_units,
             most_units=spec.most_units,
             baseline=self.baseline,

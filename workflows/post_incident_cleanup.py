@@ -16,6 +16,7 @@ from domain.messages import (
     AwaitUnits,
     CleanupInput,
     CleanupResult,
+    FleetUnits,
     ReadKnobs,
     ReleaseLeases,
     WithdrawDemand,
@@ -23,6 +24,7 @@ from domain.messages import (
 from workflows._step import failure, mutate, read, wait
 
 UNITS_MARGIN = timedelta(minutes=2)
+NO_TIME = timedelta(0)
 
 
 @workflow.defn(name=CLEANUP_WORKFLOW)
@@ -94,36 +96,42 @@ class PostIncidentCleanupWorkflow:
         return all(state.value == state.baseline for state in states.knobs)
 
     async def _capacity(self, input: CleanupInput, held: list[str], to_do: list[str]) -> bool:
-        policy, clock = input.snapshot.policy, input.snapshot.clock
-        spec = policy.models[input.model]
-        units = timetable.units_at(policy, input.model, clock.business(workflow.now()))
+        policy, clock = input.snapshot.policy.capacity, input.snapshot.clock
+        units = timetable.units_at(input.snapshot.policy, input.model, clock.business(workflow.now()))
         # Drain, delete, and one poll: what the capacity workflow needs.
-        patience = policy.capacity.drain + 2 * policy.capacity.poll_interval + UNITS_MARGIN
+        patience = policy.drain + 2 * policy.poll_interval + UNITS_MARGIN
         try:
-            fleet = await wait(
-                BedrockActivities.await_units,
-                AwaitUnits(
-                    model=input.model,
-                    spec=spec,
-                    units=units,
-                    poll_interval=policy.capacity.poll_interval,
-                    give_up_after=patience,
-                ),
-                summary=f"Prove: capacity at the {units} units of this hour",
-                at_most=patience,
-            )
+            fleet = await self._units(input, units, patience, f"Prove: capacity at the {units} units of this hour")
+            if fleet.units == units:
+                return True
+            state = await read(EntityActivities.capacity_state, input.model, summary="Who still asks for capacity?")
+            paid_for = max((x.bought_at + policy.minimum_hold - workflow.now() for x in state.bought), default=NO_TIME)
+            if not state.demands and paid_for > NO_TIME:
+                units = state.desired_units
+                summary = f"Prove: {units} units once the hour is over that is paid for"
+                fleet = await self._units(input, units, paid_for + patience, summary)
         except ActivityError as error:
-            held.append(f"capacity could not be read: {failure(error)[1]}")
+            held.append(f"capacity, and who asks for it, could not be read: {failure(error)[1]}")
             return False
-        if fleet.units == units:
+        if not state.demands and fleet.units == state.desired_units:
             return True
         line = f"{input.model} has {fleet.units} units ({fleet.creating} being created), not {units}"
-        try:
-            state = await read(EntityActivities.capacity_state, input.model, summary="Who still asks for capacity?")
-        except ActivityError as error:
-            held.append(f"{line}; who asks for them could not be read: {failure(error)[1]}")
-            return False
         held += [f"{line}: {x.asked_by} asks for {x.units} until {x.end:%H:%M:%S} UTC" for x in state.demands]
         if not state.demands:
             to_do.append(f"{line}, and nobody asks for them: {state.last_error or state.doing}")
         return False
+
+    async def _units(self, input: CleanupInput, units: int, patience: timedelta, summary: str) -> FleetUnits:
+        policy = input.snapshot.policy
+        return await wait(
+            BedrockActivities.await_units,
+            AwaitUnits(
+                model=input.model,
+                spec=policy.models[input.model],
+                units=units,
+                poll_interval=policy.capacity.poll_interval,
+                give_up_after=patience,
+            ),
+            summary=summary,
+            at_most=patience,
+        )

@@ -332,7 +332,7 @@ def test_paused_nothing_is_bought_or_released_and_routes_go_on() -> None:
 
 
 def test_over_a_daily_cap_a_person_is_asked_and_what_fits_is_bought() -> None:
-    event = asked(DemandKind.EVENT, 25, "event-y", hours=8)
+    event = asked(DemandKind.EVENT, 25, "event-y", hours=7.5)
     tight = CapacityPolicy(max_unit_hours_per_day=60)
     result = plan(situation([BASE], [event], policy=tight))
     assert sum(step.units for step in result.steps if step.kind is StepKind.CREATE) == 7
@@ -340,7 +340,7 @@ def test_over_a_daily_cap_a_person_is_asked_and_what_fits_is_bought() -> None:
     assert (result.excess.units, result.excess.amount, result.excess.unit) == (3, 20, "unit-hours")
     assert (result.excess.asked_by, result.excess.until) == ("event-y", event.end)
     assert result.excess.text == (
-        "25 units of sonnet, for event-y until 2026-11-23 23:05:00 UTC, would bring 2026-11-23 to 80 unit-hours "
+        "25 units of sonnet, for event-y until 2026-11-23 22:35:00 UTC, would bring 2026-11-23 to 80 unit-hours "
         "(614 USD), 20 unit-hours over max_unit_hours_per_day 60; 3 of them wait for an approval"
     )
     assert result.excess.text in result.why_not
@@ -366,13 +366,13 @@ def test_what_was_paid_today_counts_for_the_cap_and_what_begins_later_is_asked_f
         bought_at=NOW - timedelta(hours=5),
         ended_at=NOW - timedelta(hours=1, minutes=10),
     )
-    event = asked(DemandKind.EVENT, 25, "event-y", hours=2)
+    event = asked(DemandKind.EVENT, 25, "event-y", hours=1.5)
     result = plan(situation([BASE], [event], policy=tight, purchases=[spent]))
     assert sum(step.units for step in result.steps if step.kind is StepKind.CREATE) == 10
-    longer = asked(DemandKind.EVENT, 25, "event-y", hours=3)
+    longer = asked(DemandKind.EVENT, 25, "event-y", hours=2.5)
     over = plan(situation([BASE], [longer], policy=tight, purchases=[spent]))
     assert sum(step.units for step in over.steps if step.kind is StepKind.CREATE) == 6
-    later = asked(DemandKind.EVENT, 25, "event-z", start=timedelta(hours=4), hours=3)
+    later = asked(DemandKind.EVENT, 25, "event-z", start=timedelta(hours=4), hours=2.5)
     ahead = plan(situation([BASE], [event, later], policy=tight, purchases=[spent]))
     assert sum(step.units for step in ahead.steps if step.kind is StepKind.CREATE) == 10
     assert ahead.excess is not None

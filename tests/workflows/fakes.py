@@ -142,6 +142,10 @@ class FakeWorld:
         """How the next waits for recovery end; a wait without one goes on until there is."""
         self.breaches: list[list[str]] = []
         """What the next watches see; nothing when there is none."""
+        self.units_found: list[int] = []
+        """What the next waits for units find in the end; what they wait for when there is none."""
+        self.capacity: CapacityState | None = None
+        """What the capacity workflow says."""
         self.refused: dict[str, ErrorKind] = {}
         """Activities that fail, not to be tried again."""
         self.fleet = [
@@ -317,7 +321,7 @@ class FakeWorld:
     @activity.defn
     async def await_units(self, request: AwaitUnits) -> FleetUnits:
         self._saw(request)
-        return FleetUnits(units=request.units, creating=0)
+        return FleetUnits(units=self.units_found.pop(0) if self.units_found else request.units, creating=0)
 
     # ------------------------------------------------------------ Bedrock
 
@@ -390,7 +394,7 @@ class FakeEntities:
 
     @activity.defn
     async def capacity_state(self, model: str) -> CapacityState:
-        return CapacityState(model=model)
+        return self._world.capacity or CapacityState(model=model)
 
     @activity.defn
     async def previous_run(self, workflow_id: str) -> str | None:

@@ -30,6 +30,7 @@ from domain.messages import (
     CAPACITY_CHANGED,
     CAPACITY_STATE,
     CAPACITY_WORKFLOW,
+    CLEANUP_WORKFLOW,
     EXTEND,
     INCIDENT_WORKFLOW,
     OVERRIDE_WORKFLOW,
@@ -37,11 +38,14 @@ from domain.messages import (
     SET_DEMAND,
     CapacityInput,
     CapacityState,
+    CleanupInput,
+    CleanupResult,
     ExtendRequest,
     IncidentInput,
     OverrideExtendRequest,
     OverrideInput,
     PersonRequest,
+    PurchaseState,
     UpdateResult,
     incident_id,
 )
@@ -509,3 +513,33 @@ def hold(record: IncidentRecord, name: LeverName) -> datetime:
     until = lever(record, name).hold_until
     assert until is not None
     return until
+
+
+async def test_cleanup_waits_until_the_hour_is_over_that_is_paid_for(lab: Lab) -> None:
+    bought = PurchaseState(
+        name="burst",
+        arn="arn:burst",
+        units=5,
+        status="InService",
+        asked_by="x",
+        until=None,
+        bought_at=datetime.now(UTC) - 20 * MINUTE,
+        unit_hours=5,
+        usd=None,
+    )
+    lab.world.capacity = CapacityState(model=MODEL, desired_units=15, units_in_service=20, bought=[bought])
+    lab.world.units_found = [20, 15]
+    input = CleanupInput(
+        incident_id="x",
+        model=MODEL,
+        lease_ids=[],
+        demand_id="x",
+        reason="closed",
+        event=None,
+        snapshot=lab.world.snapshot,
+    )
+    await lab.start(CLEANUP_WORKFLOW, input, f"cleanup-{lab.queue}")
+    result = CleanupResult.model_validate(await lab.workflow.result())
+    assert (result.capacity_at_baseline, result.still_held, result.to_do) == (True, [], [])
+    first, second = (request.give_up_after for request in lab.world.asked("await_units"))
+    assert 35 * MINUTE < second - first <= 40 * MINUTE
