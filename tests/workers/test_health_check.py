@@ -31,18 +31,29 @@ from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
 from domain.clock import RehearsalClock
 from domain.health import HEALTH_SCHEDULE, Area, HealthReport
 from domain.incident import IncidentRecord
-from domain.messages import RECORD, PolicySnapshot, capacity_id, incident_id
+from domain.messages import (
+    ACKNOWLEDGE,
+    RECORD,
+    PersonRequest,
+    PolicySnapshot,
+    UpdateResult,
+    capacity_id,
+    incident_id,
+)
 from domain.policy import HEARTBEAT_ALARM, CapacityPolicy, HealthPolicy, Policy
 from ops.asking import ExitCode
 from ops.health import run_now
 from tests.aws_account import Account
+from tests.scheduled import replays
 from tests.servers import AwsServer, TemporalServer, ValkeyServer
 from workers.clients import AwsClients
 from workers.runbook_worker import WORKFLOWS, activities
 from workers.schedules import schedules
 from workers.settings import Settings
 from workers.temporal import connect
+from workflows.health_check import HealthCheckWorkflow
 
+ENGINEER = "engineer@example.com"
 SONNET, HAIKU = (Policy().models[name] for name in ("sonnet", "haiku"))
 
 
@@ -144,7 +155,10 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     policy_file = tmp_path / "policy.yaml"
     policy_file.write_text(json.dumps(policy.model_dump(mode="json")))
+    roster = tmp_path / "roster.yaml"
+    roster.write_text(f"people: {{{ENGINEER}: engineer}}")
     settings = Settings(
+        roster_file=roster,
         temporal_address=server.address,
         redis_url=valkey.url,
         aws_endpoint_url=aws.endpoint_url,
@@ -264,6 +278,14 @@ async def test_what_is_broken_is_found_mended_or_told_once(stack: Stack) -> None
     assert report.findings == (), report
     assert not (await stack.incident(orphans)).alarm_on
     assert stack.heartbeats() == 5
+
+    # Somebody looked and it is over: the incident closes with its report.
+    handle = stack.client.get_workflow_handle(incident_id(orphans), result_type=IncidentRecord)
+    await handle.execute_update(ACKNOWLEDGE, PersonRequest(who=ENGINEER, why="seen"), result_type=UpdateResult)
+    closed = await handle.result()
+    assert closed.report_path is not None
+    assert "the health check found it" in Path(closed.report_path).with_suffix(".md").read_text()
+    assert await replays(stack.client, HEALTH_SCHEDULE, HealthCheckWorkflow) == 5
 
 
 async def test_the_command_line_shows_the_last_check_and_makes_a_new_one(stack: Stack) -> None:

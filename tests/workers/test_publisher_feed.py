@@ -26,6 +26,7 @@ from domain.clock import RehearsalClock
 from domain.policy import FeedPolicy
 from ops.health import run_now
 from tests.aws_account import Account
+from tests.scheduled import replays
 from tests.servers import AwsServer, TemporalServer
 from tests.workflows.fakes import activities_of
 from workers.clients import AwsClients
@@ -162,3 +163,4 @@ async def test_what_is_announced_is_proposed_once(stack: Stack, publisher: Publi
     assert [known.type for known in stack.rows()] == ["new_series"]
     assert len(stack.pages()) == 3
     assert "could not be read 2 times in a row" in stack.pages()[1]
+    assert await replays(stack.client, stack.schedule_id, PublisherFeedWorkflow) == 6
