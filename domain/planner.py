@@ -1,7 +1,7 @@
 """The planner: from the fleet and the demands to the ordered steps that make one fit the other; pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -33,7 +33,8 @@ def plan(situation: Situation) -> CapacityPlan:
     A baseline is others' to provide: what is bought are the units over it, also while units of the baseline are
     missing. The timetable's units are bought like any other. What nobody wants does not stay.
     Nothing is created over ceiling, quota or a daily cap; nothing committed, not ours, or younger than the minimum hold
-    is deleted, and nothing in use because of a cap: that is a person's to decide.
+    is deleted, nor because of a cap what was bought for somebody who still asks for it. Paused, nothing is done but to
+    watch and route.
     A creation that outlasts the provisioning timeout is replaced where quota allows, and released if it does end.
     Planning again after any step, done or failed, goes on where it stopped.
     """
@@ -55,23 +56,12 @@ def plan(situation: Situation) -> CapacityPlan:
     there = _units(staying) + _units(fleet.sending)
 
     orders = _orders(situation, wish, wishes, there + desired - attainable, choice.buy)
-    why_create = f"{desired} units for {wish.words}, {there} there or on the way"
-    steps = [] if situation.paused else _failed(situation)
-    steps += [Step(kind=StepKind.CREATE, name=x.name, units=x.units, why=why_create, order=x) for x in orders]
-    steps += [
-        _step(StepKind.AWAIT, model, "capacity counts only once it is in service")
-        for model in [*fleet.alive, *fleet.late]
-        if model.status == "Creating"
-    ]
-    not_yet = [Step(kind=StepKind.AWAIT, name=x.name, units=x.units, why="asked for", ready=False) for x in orders]
-    steps += not_yet
     routes = {x.arn: x.units for x in fleet.alive if x.in_service and not (enough and x.arn in dropped)}
-    steps += [
-        _step(StepKind.PUBLISH, x, "in service") for x in fleet.alive if x.arn in routes.keys() - situation.routed
-    ]
-    steps += [step.model_copy(update={"kind": StepKind.PUBLISH, "why": "once in service"}) for step in not_yet]
-    for model in surplus:
-        steps += _retire(model, situation, enough, f"{desired} units for {wish.words} are met without it")
+    create = f"{desired} units for {wish.words}, {there} there or on the way"
+    release = f"{min(desired, wishes.at(now))} units for {wish.words} are met without it"
+    steps = [] if situation.paused else _failed(situation)
+    steps += _growth(situation, fleet, orders, routes, create)
+    steps += [step for model in surplus for step in _retire(model, situation, enough, release)]
 
     ends_at = there + choice.buy
     absent = ""
@@ -255,6 +245,24 @@ def _orders(situation: Situation, wish: Wish, wishes: Wishes, level: int, buy: i
         buy -= order.units
         level += order.units
     return orders
+
+
+def _growth(
+    situation: Situation, fleet: _Fleet, orders: Sequence[Order], routes: Mapping[str, int], why: str
+) -> list[Step]:
+    """Create, wait until in service, publish."""
+    not_yet = [Step(kind=StepKind.AWAIT, name=x.name, units=x.units, why="asked for", ready=False) for x in orders]
+    return [
+        *(Step(kind=StepKind.CREATE, name=x.name, units=x.units, why=why, order=x) for x in orders),
+        *(
+            _step(StepKind.AWAIT, model, "capacity counts only once it is in service")
+            for model in [*fleet.alive, *fleet.late]
+            if model.status == "Creating"
+        ),
+        *not_yet,
+        *(_step(StepKind.PUBLISH, x, "in service") for x in fleet.alive if x.arn in routes.keys() - situation.routed),
+        *(step.model_copy(update={"kind": StepKind.PUBLISH, "why": "once in service"}) for step in not_yet),
+    ]
 
 
 def _order(situation: Situation, buyer: Demand, sequence: int, units: int) -> Order:
