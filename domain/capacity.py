@@ -42,6 +42,8 @@ class Demand(BaseModel):
     kind: DemandKind
     units: int = Field(ge=0)
     """Total units wanted in service, not units on top; of a feature: units on top."""
+    uncapped_units: int | None = Field(default=None, ge=0)
+    """What would be wanted without the cap per incident: an approver may agree to it."""
     start: AwareDatetime
     """When they must be in service: they are bought `provisioning_lead` ahead of it."""
     end: AwareDatetime

@@ -726,6 +726,8 @@ class CapacityState(Message):
     """What a person agreed to pay, while it counts."""
     agreed: list[str] = []
     """Approval ids of rungs that a person agreed to."""
+    raised: dict[str, int] = {}
+    """Units that a person agreed to for a demand, over the cap per incident."""
     purchases: list[Purchase] = []
     """What costs or did lately: the caps look back."""
     bought: list[PurchaseState] = []

@@ -26,6 +26,8 @@ class MitigationPlan(BaseModel):
     cache_ttl_seconds: int
     units: int | None
     """Total units wanted in service; None: no evidence for buying, or none needed."""
+    uncapped_units: int | None = None
+    """The same without the cap per incident."""
     arithmetic: list[str]
 
 
@@ -136,6 +138,8 @@ def cap_cost(
         f"{extra} units over the {base_units} of this hour for at most {hours:g} h are "
         f"{extra * hours:g} unit-hours; the cap per incident allows {affordable} units: {bought} units{price}."
     )
+    if bought < extra:
+        lines.append(f"An approver is asked for the other {extra - bought}.")
     return base_units + bought, lines
 
 

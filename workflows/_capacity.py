@@ -99,6 +99,7 @@ class Capacity(OnRecord):
         self.awaiting = {asked.approval_id: asked for asked in state.awaiting}
         self.consents = {consent.excess_id: consent for consent in state.consents}
         self.agreed = set(state.agreed)
+        self.raised = state.raised
         self.missing = 0
         """Units that are wanted now and neither in service nor on their way in time."""
         self.short_since = state.short_since
@@ -144,6 +145,7 @@ class Capacity(OnRecord):
 
     def forget_demand(self, demand_id: str) -> Demand | None:
         """The demand, if it was known."""
+        self.raised.pop(demand_id, None)
         self.told.pop(demand_id, None)
         self.told_kinds.pop(demand_id, None)
         return self.demands.pop(demand_id, None)
@@ -225,6 +227,7 @@ class Capacity(OnRecord):
             awaiting=list(self.awaiting.values()),
             consents=list(self.consents.values()),
             agreed=sorted(self.agreed),
+            raised=self.raised,
             purchases=list(self.purchases.values()),
             bought=self._bought(self.snapshot, at) if self.snapshot else [],
             cost=plan.cost if plan else PlanCost(),

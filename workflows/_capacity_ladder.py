@@ -12,15 +12,15 @@ from domain.capacity import CapacityPlan
 from domain.knobs import Holder, LeaseRequest
 from domain.ladder import Ladder, Rung, Shortage
 from domain.messages import AwaitedApproval, ReleaseLeases, TakeLeases
+from workflows._capacity_asks import AsksPeople
 from workflows._capacity_routes import PublishesRoutes
 from workflows._people import ON_CALL
 from workflows._step import decide, failure, mutate
 
 SENIOR = "senior on-call"
-APPROVERS = "approvers"
 
 
-class ClimbsLadder(PublishesRoutes):
+class ClimbsLadder(PublishesRoutes, AsksPeople):
     """Looks at what each plan leaves missing; the ladder itself is climbed beside the main loop."""
 
     def assess(self, plan: CapacityPlan) -> None:
@@ -31,7 +31,7 @@ class ClimbsLadder(PublishesRoutes):
             self.short_since = None
         elif self.short_since is None and (self.shortage or self.missing > self._coming()):
             self.short_since = workflow.now()
-        self._ask_money(plan)
+        self.ask_for_money(plan)
         self._page_shortage(plan)
 
     def _coming(self) -> int:
@@ -57,34 +57,6 @@ class ClimbsLadder(PublishesRoutes):
             f"{short} of {plan.desired_units} units of {self.model} are missing, {self._coming()} of them on their way "
             f"({plan.wanted_for}): {why}",
         )
-
-    def _ask_money(self, plan: CapacityPlan) -> None:
-        excess = plan.excess
-        for name, asked in list(self.awaiting.items()):
-            if asked.amount is not None and (excess is None or excess.excess_id != name):
-                del self.awaiting[name]
-                self.note("capacity", f"no longer waits for an approval: {asked.text}")
-        if excess is not None:
-            self.ask(
-                AwaitedApproval(
-                    approval_id=excess.excess_id,
-                    text=excess.text,
-                    asked_by=excess.asked_by,
-                    units=excess.units,
-                    amount=excess.amount,
-                    unit=excess.unit,
-                    since=workflow.now(),
-                    until=excess.until,
-                )
-            )
-
-    def ask(self, asked: AwaitedApproval) -> None:
-        """Page the approvers, once for each thing to agree to."""
-        known = self.awaiting.get(asked.approval_id)
-        self.awaiting[asked.approval_id] = asked.model_copy(update={"since": known.since}) if known else asked
-        if known is None:
-            how = f"`runbooks capacity approve {self.model} {asked.approval_id} --why …`"
-            self.page(APPROVERS, f"{self.model}: {asked.text}. To agree: {how}")
 
     # ------------------------------------------------------------ climbing
 

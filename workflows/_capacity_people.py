@@ -18,11 +18,11 @@ from domain.messages import (
     UpdateResult,
 )
 from domain.people import needed_role
-from domain.purchases import Consent
+from workflows._capacity_asks import AsksPeople
 from workflows._capacity_fleet import ActsOnFleet
 
 
-class DecidedByPeople(ActsOnFleet):
+class DecidedByPeople(ActsOnFleet, AsksPeople):
     """Adds the updates; the run looks at what they set."""
 
     @workflow.update(name=PAUSE_CAPACITY)
@@ -63,17 +63,7 @@ class DecidedByPeople(ActsOnFleet):
         if asked.asked_by == request.who:
             message = f"{request.who} asked for it: another approver must agree"
             return self.decide(APPROVE_CAPACITY, request, "denied", message)
-        del self.awaiting[request.approval_id]
-        if asked.amount is None:
-            self.agreed.add(request.approval_id)
-            return self.decide(APPROVE_CAPACITY, request, "accepted", f"it is done: {asked.text}")
-        amount = asked.amount if request.amount is None else request.amount
-        self.consents[request.approval_id] = Consent(
-            excess_id=request.approval_id, who=request.who, amount=amount, at=workflow.now(), until=asked.until
-        )
-        self.try_again()
-        message = f"up to {amount:,.2f} {asked.unit} over the cap may be spent until {utc(asked.until)}"
-        return self.decide(APPROVE_CAPACITY, request, "accepted", message)
+        return self.decide(APPROVE_CAPACITY, request, "accepted", self.grant(asked, request))
 
     @workflow.update(name=RECONCILE_NOW)
     async def reconcile_now(self, request: PersonRequest) -> Reconciled:

@@ -77,6 +77,7 @@ async def apply(input: MitigationInput) -> MitigationResult:
                 model=input.model,
                 kind=DemandKind.EMERGENCY,
                 units=plan.units,
+                uncapped_units=plan.uncapped_units,
                 start=now,
                 end=demand_end(now + policy.way_back.capacity_max_hold, policy),
                 reason=input.reason[:500],

@@ -54,7 +54,7 @@ class CapacityWorkflow(DecidedByPeople, ClimbsLadder):
     @workflow.update(name=SET_DEMAND)
     async def set_demand(self, demand: Demand) -> DemandOutcome:
         """Record the demand; the main loop acts on it beside this answer."""
-        before = self.demands.get(demand.demand_id)
+        before, demand = self.demands.get(demand.demand_id), self.as_raised(demand)
         self.demands[demand.demand_id] = demand
         if before is None or before.units != demand.units:
             self.shortage.clear()

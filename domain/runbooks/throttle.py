@@ -101,13 +101,16 @@ def plan(
     throttle, until = policy.throttle, now + policy.way_back.lever_max_hold
     routing, moved = routing_lever(model, load, policy, until)
     why_buy = buying_evidence(model, load, policy)
-    units, arithmetic = _size(model, load, policy, clock, moved, base_units) if why_buy else (None, [])
-    buys = units is not None and units > base_units
+    wanted, arithmetic = _size(model, load, policy, moved) if why_buy else (base_units, [])
+    buys = wanted > base_units
+    units = base_units
+    if buys:
+        units, arithmetic = cap_cost(wanted, base_units, model, policy, clock, arithmetic)
     capacity_lever = Lever(
         name=LeverName.CAPACITY,
         status=LeverStatus.APPLYING if buys else LeverStatus.NOT_NEEDED,
         before=f"{base_units} units",
-        after=f"{units} units" if buys else f"{base_units} units",
+        after=f"{units} units",
         why=why_buy or "no evidence for buying yet: throttles under the share, demand within capacity",
         hold_until=now + policy.way_back.capacity_max_hold if buys else None,
     )
@@ -124,13 +127,13 @@ def plan(
         routing=moved,
         cache_ttl_seconds=throttle.cache_ttl_seconds,
         units=units if buys else None,
+        uncapped_units=wanted if buys else None,
         arithmetic=[f"Evidence for buying: {why_buy or 'none'}.", *arithmetic],
     )
 
 
-def _size(
-    model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, moved: dict[str, str], base_units: int
-) -> tuple[int, list[str]]:
+def _size(model: str, load: LoadSnapshot, policy: Policy, moved: dict[str, str]) -> tuple[int, list[str]]:
+    """The units for the load, and the sums."""
     throttle, spec, capacity = policy.throttle, policy.models[model], policy.capacity
     routing = policy.baseline.model_routing
     offered = load.offered_tokens_per_second
@@ -162,4 +165,4 @@ def _size(
         quota = "none known" if spec.quota_units is None else spec.quota_units
         bounds = f"Floor {spec.floor_units}, ceiling {spec.ceiling_units} and quota ({quota})"
         lines.append(f"{bounds} make it {clamped} units.")
-    return cap_cost(clamped, base_units, model, policy, clock, lines)
+    return clamped, lines

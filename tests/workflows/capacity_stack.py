@@ -181,9 +181,10 @@ class Stack:
             asked_by=self.incident,
         )
 
-    async def ask(self, units: int, *, seconds: float = 3600) -> DemandOutcome:
+    async def ask(self, units: int, *, seconds: float = 3600, uncapped: int | None = None) -> DemandOutcome:
         assert self.fake is not None
-        answer = await self.fake.execute_update(FakeIncident.ask, self.demand(units, seconds=seconds))
+        demand = self.demand(units, seconds=seconds).model_copy(update={"uncapped_units": uncapped})
+        answer = await self.fake.execute_update(FakeIncident.ask, demand)
         assert isinstance(answer, DemandOutcome), answer
         return answer
 

@@ -82,6 +82,22 @@ async def test_over_a_cap_an_approver_is_asked_and_the_best_there_is_without_sta
     assert sum(bought.unit_hours for bought in state.bought) == 13
 
 
+async def test_an_incident_over_its_own_cap_gets_the_rest_once_an_approver_agrees_and_keeps_it(stack: Stack) -> None:
+    await stack.ask(18, uncapped=28)
+    [asked] = (await until(lambda: _awaiting(stack))).awaiting
+    assert (asked.units, asked.amount, asked.unit) == (10, 10, "unit-hours")
+    assert "10 more than the cap per incident allows" in asked.text
+    await until(lambda: sum(stack.routed().values()) == 18)
+    request = {"approval_id": asked.approval_id, "amount": 5}
+    assert (await stack.asks(APPROVE_CAPACITY, APPROVER, **request)).outcome == "accepted"
+    await until(lambda: sum(stack.routed().values()) == 23)
+    assert (await stack.ask(18, uncapped=28)).units_wanted == 23, "it is prolonged"
+    state = await until(lambda: idle(stack))
+    assert (state.awaiting, len(stack.pages())) == ([], 1)
+    await stack.withdraw()
+    await until(lambda: stack.units() == [15])
+
+
 async def _awaiting(stack: Stack) -> CapacityState | None:
     state = await stack.state()
     return state if state.awaiting else None
