@@ -101,29 +101,27 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
             )
             summary = f"Ladder: {self.missing} units are missing"
             ladder = await decide(DecisionActivities.climb_ladder, shortage, summary=summary)
-        rungs = [rung for rung in ladder.rungs if not rung.consent or self._agreed(rung, since)]
+        rungs = [rung for rung in ladder.rungs if not rung.consent or _approval_id(rung, since) in self.agreed]
         await self._hold([rung for rung in rungs if rung.knob], since)
         self.set_overflow(ladder.overflow)
         self._tell(rungs)
+        self._ask_consent([rung for rung in ladder.rungs if rung not in rungs], since)
         renew_at = workflow.now() + self.now_snapshot.policy.leases.renew_every if self.leases else None
         return min((moment for moment in (ladder.next_at, renew_at) if moment), default=None)
 
-    def _agreed(self, rung: Rung, since: datetime | None) -> bool:
-        assert since is not None
-        approval_id = f"{rung.kind.replace(' ', '-')}-{since:%Y%m%dT%H%M%SZ}"
-        if approval_id in self.agreed:
-            return True
-        self.ask(
-            AwaitedApproval(
-                approval_id=approval_id,
-                text=f"{self.missing} units are missing since {since:%H:%M:%S %Z}; the next rung: {rung.text}",
-                asked_by="the ladder",
-                units=self.missing,
-                since=workflow.now(),
-                until=workflow.now() + self.now_snapshot.policy.ladder.lease,
+    def _ask_consent(self, rungs: list[Rung], since: datetime | None) -> None:
+        now, lasts = workflow.now(), self.now_snapshot.policy.ladder.lease
+        for rung in rungs:
+            self.ask(
+                AwaitedApproval(
+                    approval_id=_approval_id(rung, since),
+                    text=f"{self.missing} units of {self.model} are missing, the next rung: {rung.text}",
+                    asked_by="the ladder",
+                    units=self.missing,
+                    since=now,
+                    until=now + lasts,
+                )
             )
-        )
-        return False
 
     async def _hold(self, rungs: list[Rung], since: datetime | None) -> None:
         """Take, renew and release leases, so that exactly these rungs hold theirs."""
@@ -165,3 +163,8 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
         if not rungs:
             for name in [name for name, asked in self.awaiting.items() if asked.amount is None]:
                 del self.awaiting[name]
+
+
+def _approval_id(rung: Rung, since: datetime | None) -> str:
+    """For this rung in this shortage."""
+    return f"{rung.kind.replace(' ', '-')}-{since:%Y%m%dT%H%M%SZ}" if since else ""
