@@ -630,6 +630,14 @@ class WithdrawDemand(Message):
     reason: str
 
 
+class DemandAnswer(UpdateResult):
+    """What became of a person's demand."""
+
+    demand_id: str
+    result: DemandOutcome | None = None
+    """None: it was refused."""
+
+
 class ApproveCapacity(PersonRequest):
     """Agrees to something that waits for a person: units over a cap, or a rung of the ladder that needs consent."""
 

@@ -42,6 +42,9 @@ class ModelPolicy(Section):
     """The base model's id: on-demand calls go to it."""
     provisioned_model_id: str
     """The context variant that provisioned throughput is created for (AWS: a model id with `:28k`, `:48k`)."""
+    provisioned_regions: tuple[str, ...] | None = None
+    """AWS regions that sell provisioned throughput for it (AWS: "Supported regions and models for Provisioned
+    Throughput"); None: not known here, and AWS refuses by itself."""
     rank: int
     """Quality order: lower is smaller."""
     tokens_per_second_per_unit: float = Field(gt=0)

@@ -21,6 +21,7 @@ from activities.settings import load_yaml
 from dataplane.connection import connect as connect_redis
 from dataplane.ledger import Ledger
 from domain.people import Roster
+from ops import api_capacity
 from ops.api_callers import Callers
 from ops.api_problems import Edge, Problem, ProblemError, documented, handle_errors
 from ops.api_routes import Backends, router
@@ -76,7 +77,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.callers = Callers(settings, ledger, connection)
     handle_errors(app)
     app.add_middleware(Edge)
-    app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))])
+    for routes in (router, api_capacity.router):
+        app.include_router(routes, dependencies=[Security(HTTPBearer(auto_error=False))])
 
     @app.get("/healthz", responses=documented(500), tags=["health"])
     async def healthz() -> Health:

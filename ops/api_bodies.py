@@ -11,10 +11,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 from domain.incident import LeverName
 from domain.knob_spec import Whole
 from domain.knobs import KnobName, KnobValue, LeaseRequest
+from ops.capacity import DEMAND_ID
 from ops.overrides import MAX_REASON_CHARS
 from ops.service import OpsError, parse_duration
 
 MAX_WHY_CHARS, MAX_SUBJECT_CHARS = 1000, 200
+MAX_UNITS = 10_000
 
 
 def _parse_span(value: object) -> timedelta:
@@ -185,3 +187,26 @@ class HandOverBody(Decision):
     """Who owns an override from now on."""
 
     to: Subject
+
+
+class DemandBody(Body):
+    """Units that somebody wants in service for a time."""
+
+    units: Annotated[int, Field(ge=1, le=MAX_UNITS)]
+    """Total, not on top; at most the model's ceiling."""
+    duration: Span
+    """From the start on, in business time."""
+    start: AwareDatetime | None = None
+    """Business time; without one: now."""
+    reason: Reason
+    demand_id: Annotated[str, Field(pattern=DEMAND_ID)] | None = None
+    """Replaces the caller's demand of that id."""
+
+
+class ApproveCapacityBody(Decision):
+    """What waits for an approval, and up to how much."""
+
+    approval_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """As `awaiting` names it; without one: the only thing that waits."""
+    amount: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """At most so much over the cap, in its unit; without one: what was asked for."""

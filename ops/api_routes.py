@@ -83,7 +83,8 @@ class Backends:
         return load_policy(self.settings.policy_file, self.settings.clock)
 
 
-async def _service(request: Request) -> OpsService:
+async def service_of(request: Request) -> OpsService:
+    """Raises OpsError: Temporal cannot be reached."""
     backends: Backends = request.app.state.backends
     return await backends.service()
 
@@ -139,7 +140,7 @@ class Change:
     @asynccontextmanager
     async def _service_for(self, body: BaseModel) -> AsyncIterator[OpsService]:
         """The service, under the request's idempotency key; one whose request is found to be wrong is not used up."""
-        service = await _service(self._request)
+        service = await service_of(self._request)
         if self._key is None:
             yield service
             return
@@ -256,7 +257,7 @@ async def list_overrides(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> list[OverrideRow]:
     """Open overrides, the first to end first, and recently closed ones."""
-    return await (await _service(request)).list_overrides(closed_within, limit)
+    return await (await service_of(request)).list_overrides(closed_within, limit)
 
 
 @router.post("/overrides", **HOLDS, tags=["overrides"])
@@ -270,13 +271,13 @@ async def preview_override(request: Request, body: PreviewBody) -> Preview:
     """What it would do: other leases, the values in force until when, the impact. Changes nothing."""
     kind = OverrideKind.PIN if body.pin else OverrideKind.TIMED
     with _named({"name": "value"}):
-        return await (await _service(request)).preview_override(body.knob, body.value, body.duration, kind)
+        return await (await service_of(request)).preview_override(body.knob, body.value, body.duration, kind)
 
 
 @router.get("/overrides/{override}", responses=READ_ONE, tags=["overrides"])
 async def show_override(request: Request, override: OverrideId) -> Override:
     """One override: what it holds, for whom, until when, and all that happened to it."""
-    return await (await _service(request)).get_override(override)
+    return await (await service_of(request)).get_override(override)
 
 
 @router.post("/overrides/{override}/extend", responses=CHANGE, tags=["overrides"])
@@ -321,7 +322,7 @@ async def list_incidents(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> list[IncidentRow]:
     """Open incidents and recently closed ones, with what each waits for."""
-    return await (await _service(request)).list_incidents(closed_within, limit)
+    return await (await service_of(request)).list_incidents(closed_within, limit)
 
 
 @router.get("/incidents/{incident}", responses=READ_ONE, tags=["incidents"])
@@ -329,7 +330,7 @@ async def show_incident(
     request: Request, incident: IncidentKey, run: Annotated[str | None, Query(max_length=100)] = None
 ) -> Incident:
     """One incident: what is wrong, what was changed, who is waited for, what comes next."""
-    return await (await _service(request)).get(incident, run)
+    return await (await service_of(request)).get(incident, run)
 
 
 @router.post("/incidents/{incident}/approve", responses=CHANGE, tags=["incidents"])

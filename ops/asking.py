@@ -31,9 +31,19 @@ from temporalio.service import RPCError, RPCStatusCode
 from domain.calendar import duration_of
 from domain.incident import IncidentRecord
 from domain.knobs import Refusal
-from domain.messages import INCIDENT_WORKFLOW, OVERRIDE_WORKFLOW, RECORD, PersonRequest, UpdateResult, incident_id
+from domain.messages import (
+    CAPACITY_WORKFLOW,
+    INCIDENT_WORKFLOW,
+    OVERRIDE_WORKFLOW,
+    RECORD,
+    PersonRequest,
+    UpdateResult,
+    capacity_id,
+    incident_id,
+)
 from domain.override import OverrideRecord
 from domain.people import Roster
+from domain.policy import Policy
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+P = TypeVar("P", bound=PersonRequest)
 
 # Technical: how long a person is kept waiting before an error says what is away.
 RPC_TIMEOUT = timedelta(seconds=5)
@@ -112,7 +123,8 @@ class Thing:
     workflow: str
     prefix: str
     """Of its workflow ids."""
-    record: type[IncidentRecord] | type[OverrideRecord]
+    record: type[IncidentRecord] | type[OverrideRecord] | None
+    """What it answers once it is over; None: it never is."""
 
     def name(self, workflow_id: str) -> str:
         """As people type it."""
@@ -121,6 +133,7 @@ class Thing:
 
 INCIDENT = Thing("incident", INCIDENT_WORKFLOW, incident_id(""), IncidentRecord)
 OVERRIDE = Thing("override", OVERRIDE_WORKFLOW, "override-", OverrideRecord)
+CAPACITY = Thing("capacity", CAPACITY_WORKFLOW, capacity_id(""), None)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -164,6 +177,26 @@ class Asking:
         """Raises OpsError: Temporal does not answer."""
         async with self._errors():
             await self._client.service_client.check_health(timeout=RPC_TIMEOUT)
+
+    def url(self, workflow_id: str) -> str:
+        """A workflow in the Temporal UI."""
+        settings = self._settings
+        return (
+            f"{settings.temporal_ui_url.rstrip('/')}/namespaces/{settings.temporal_namespace}/workflows/{workflow_id}"
+        )
+
+    def _policy(self) -> Policy:
+        """As it is configured now, for this process.
+
+        Raises:
+            Misconfigured: it cannot be read.
+        """
+        from activities.settings import ConfigurationError, load_policy
+
+        try:
+            return load_policy(self._settings.policy_file, self._settings.clock)
+        except ConfigurationError as error:
+            raise Misconfigured(error, "Mend the policy file.") from None
 
     # ------------------------------------------------------------------ who asks
 
@@ -225,9 +258,14 @@ class Asking:
         Raises:
             OpsError: the token is not good, or a value is not allowed; or as `_update`.
         """
-        who = await self._subject(token, name, workflow_id)
+        request = await self._request(kind, token, why, name, workflow_id, **more)
+        return await self._update(thing, self._client.get_workflow_handle(workflow_id), name, request)
+
+    async def _request(self, kind: type[P], token: str | None, why: str, action: str, target: str, **more: object) -> P:
+        """What is sent. Raises as `_subject`; OpsError: a value is not allowed."""
+        who = await self._subject(token, action, target)
         try:
-            request = kind.model_validate({"who": who, "why": why.strip(), **more})
+            return kind.model_validate({"who": who, "why": why.strip(), **more})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -238,7 +276,6 @@ class Asking:
                 ExitCode.USAGE,
                 NotAllowed(field, first["input"], allowed),
             ) from None
-        return await self._update(thing, self._client.get_workflow_handle(workflow_id), name, request)
 
     async def _update(
         self, thing: Thing, handle: WorkflowHandle[object, object], name: str, request: PersonRequest
@@ -293,7 +330,7 @@ class Asking:
                 f"The {thing.word} changed at this very moment.", "Give the command again.", ExitCode.NOT_POSSIBLE
             )
         try:
-            outcome = (await self._query(handle, RECORD, thing.record)).outcome
+            outcome = (await self._query(handle, RECORD, thing.record)).outcome if thing.record else ""
         except OpsError:
             outcome = ""
         at = described.close_time.astimezone().isoformat(" ", "seconds") if described.close_time else "some time ago"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ops.cli_calendar import calendar
+from ops.cli_capacity import capacity
 from ops.cli_health import alarms, health
 from ops.cli_iam import iam
 from ops.cli_override import override
@@ -50,6 +51,7 @@ incident = typer.Typer(
 )
 app.add_typer(incident, name="incident")
 app.add_typer(override, name="override")
+app.add_typer(capacity, name="capacity")
 app.add_typer(iam, name="iam")
 app.add_typer(calendar, name="calendar")
 app.command()(health)

@@ -21,7 +21,7 @@ EXIT_CODES = """Exit codes:
 0    done
 1    unexpected, or a stack that failed
 2    wrong usage
-3    no such incident or override
+3    no such incident, override, model or demand
 4    denied: no token or a wrong one, or not your role
 5    not possible: it is over, or refuses
 6    Temporal, its worker or Redis does not answer

@@ -46,7 +46,6 @@ from ops.asking import (
     RPC_TIMEOUT,
     Asking,
     ExitCode,
-    Misconfigured,
     NotAllowed,
     OpsError,
     ended,
@@ -201,13 +200,6 @@ class Overrides(Asking):
             assessment=assessment,
         )
 
-    def url(self, workflow_id: str) -> str:
-        """A workflow in the Temporal UI."""
-        settings = self._settings
-        return (
-            f"{settings.temporal_ui_url.rstrip('/')}/namespaces/{settings.temporal_namespace}/workflows/{workflow_id}"
-        )
-
     # ------------------------------------------------------------------ setting
 
     async def set_override(
@@ -288,14 +280,6 @@ class Overrides(Asking):
         )
 
     # ------------------------------------------------------------------ inside
-
-    def _policy(self) -> Policy:
-        from activities.settings import ConfigurationError, load_policy
-
-        try:
-            return load_policy(self._settings.policy_file, self._settings.clock)
-        except ConfigurationError as error:
-            raise Misconfigured(error, "Mend the policy file.") from None
 
     def _checked(
         self, knob: KnobName, value: object, duration: timedelta | None, policy: Policy

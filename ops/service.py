@@ -1,4 +1,5 @@
-"""What people can do, whoever presents it (command line, HTTP): incidents here, overrides in `ops/overrides.py`.
+"""What people can do, whoever presents it (command line, HTTP): incidents here, overrides in
+`ops/overrides.py`, capacity in `ops/capacity.py`.
 
 Everything raises `OpsError` and nothing else that is expected. What only some actions need is imported by them:
 looking at an incident at 3 a.m. should not wait for it.
@@ -10,20 +11,18 @@ from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel
 from temporalio.client import WorkflowExecution, WorkflowHandle
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from domain.incident import IncidentRecord
 from domain.messages import (
     ABORT,
     ACKNOWLEDGE,
     APPROVE_REVERT,
-    CAPACITY_STATE,
     EXTEND,
     INCIDENT_WORKFLOW,
     RECORD,
     REJECT,
     RELEASE_LEVER,
-    CapacityState,
     ExtendRequest,
     PersonRequest,
     PolicySnapshot,
@@ -31,7 +30,6 @@ from domain.messages import (
     ReportInput,
     ReportResult,
     UpdateResult,
-    capacity_id,
     incident_id,
 )
 from ops.asking import EXIT_CODES_OF_OUTCOMES as EXIT_CODES_OF_OUTCOMES
@@ -41,6 +39,7 @@ from ops.asking import OpsError as OpsError
 from ops.asking import parse_duration as parse_duration
 from ops.asking import parse_incident as parse_incident
 from ops.calendar import Calendar
+from ops.capacity import Capacities
 from ops.health import HealthChecks
 from ops.overrides import Overrides
 from workers.settings import Settings
@@ -79,8 +78,8 @@ class Incident(BaseModel):
     ended_at: AwareDatetime | None
 
 
-class OpsService(Overrides, Calendar, HealthChecks):
-    """Actions on the incidents and overrides of one Temporal namespace, on the event calendar and the health check."""
+class OpsService(Overrides, Capacities, Calendar, HealthChecks):
+    """Actions on one Temporal namespace: incidents, overrides, capacity, the event calendar and the health check."""
 
     @staticmethod
     async def connect(settings: Settings) -> "OpsService":
@@ -136,24 +135,6 @@ class OpsService(Overrides, Calendar, HealthChecks):
     async def get_record(self, incident: str, run_id: str | None = None) -> IncidentRecord:
         """The incident's own record. Raises as `get`."""
         return (await self.get(incident, run_id)).record
-
-    async def capacity_state(self, model: str) -> CapacityState:
-        """What the one writer of a model's capacity knows and does.
-
-        Raises:
-            OpsError: no such workflow runs, or no worker answers.
-        """
-        handle = self._client.get_workflow_handle(capacity_id(model))
-        try:
-            return await self._query(handle, CAPACITY_STATE, CapacityState)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-            raise OpsError(
-                f"Nothing has asked for capacity of model {model!r} yet.",
-                "The capacity workflow of a model starts with its first demand.",
-                ExitCode.NOT_FOUND,
-            ) from None
 
     async def report(self, incident: str, run_id: str | None = None) -> ReportResult:
         """Write the report from the record as it stands, here and now, as the worker does when the incident ends.

@@ -110,7 +110,7 @@ class Times:
 
 def incident_table(rows: Iterable[IncidentRow], times: Times) -> Table:
     """A list of incidents."""
-    table = _table("incident", "phase", "sev.", "cause", "opened", "waiting for", whole=2)
+    table = make_table("incident", "phase", "sev.", "cause", "opened", "waiting for", whole=2)
     for row in map(cleaned, rows):
         over = f"closed {times.ago(row.closed_at)}" if row.closed_at else ""
         if row.ended not in (None, "completed"):
@@ -167,7 +167,7 @@ def incident_view(
 
 def calendar_table(events: Iterable[CalendarEvent]) -> Table:
     """The event calendar; times as the rows have them, in business time."""
-    table = _table("event", "type", "starts", "traffic", "ahead", "models", "state", "from", whole=1)
+    table = make_table("event", "type", "starts", "traffic", "ahead", "models", "state", "from", whole=1)
     for event in map(cleaned, events):
         if event.status is EventStatus.PROPOSED:
             state = Text("proposed", "yellow")
@@ -195,7 +195,7 @@ def calendar_table(events: Iterable[CalendarEvent]) -> Table:
 
 def override_table(rows: Iterable[OverrideRow], times: Times) -> Table:
     """A list of overrides."""
-    table = _table("override", "value", "owner", "until", "state", "why", whole=1)
+    table = make_table("override", "value", "owner", "until", "state", "why", whole=1)
     for row in map(cleaned, rows):
         record = row.record
         until = times.both(row.until) if row.until and row.ended is None else "-"
@@ -323,7 +323,7 @@ def _head(record: IncidentRecord, ended: str | None, times: Times) -> list[Rende
 
 
 def _levers(levers: list[Lever], times: Times) -> Table:
-    table = _table("lever", "before → after", "state", "since", "at most until", "detail", whole=1)
+    table = make_table("lever", "before → after", "state", "since", "at most until", "detail", whole=1)
     for lever in levers:
         since = lever.released_at or lever.landed_at or lever.applied_at
         held = lever.status in (LeverStatus.APPLYING, LeverStatus.IN_FORCE, LeverStatus.RELEASING)
@@ -339,7 +339,7 @@ def _levers(levers: list[Lever], times: Times) -> Table:
 
 
 def _recovery(checks: list[RecoveryCheck], times: Times) -> Table:
-    table = _table("recovery", "now", "target", "met since")
+    table = make_table("recovery", "now", "target", "met since")
     for check in checks:
         met = f"yes, {times.both(check.since)}" if check.since else "yes"
         table.add_row(
@@ -412,7 +412,7 @@ def health_view(health: Health, times: Times) -> RenderableType:
     return Group(*parts)
 
 
-def _table(*columns: str, whole: int = 0) -> Table:
+def make_table(*columns: str, whole: int = 0) -> Table:
     """A table whose first `whole` columns are never wrapped."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for n, column in enumerate(columns):
