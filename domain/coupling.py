@@ -110,9 +110,9 @@ def plan(
     }
     looked = before.model_copy(update={"tasks": before.tasks if tasks is None else tasks, "over_since": over_since})
     rose = tasks is not None and before.tasks is not None and tasks > before.tasks
-    demands: list[Demand] = Field(default_factory=list)
-    proposals: list[Proposal] = Field(default_factory=list)
-    said: list[str] = Field(default_factory=list)
+    demands: list[Demand] = []
+    proposals: list[Proposal] = []
+    said: list[str] = []
     for model, state in capacity.items():
         asked = _asked(model, load, tasks if rose else None, over_since.get(model), now, snapshot.policy, state)
         if asked is None:
@@ -133,9 +133,7 @@ def plan(
     return CouplingPlan(
         demands=demands,
         rate=rate,
-        release=[before.rate.lease_id]
-        if before.rate and (rate is None or rate.lease_id != before.rate.lease_id)
-        else [],
+        release=[held.lease_id] if held and (rate is None or rate.lease_id != held.lease_id) else [],
         proposals=proposals,
         state=looked.model_copy(update={"firings": kept, "rate": rate, "said": said}),
     )
@@ -173,7 +171,7 @@ def _asked(
     assert coupling is not None
     if load.model(model).throttles or state.paused is not None:
         return None
-    answers: list[tuple[int, Rule, str]] = Field(default_factory=list)
+    answers: list[tuple[int, Rule, str]] = []
     if risen_to is not None and (ratio := coupling.units_per_task.get(model)):
         units = math.ceil(round(risen_to * ratio, 9))
         answers.append((units, "tasks rose", f"ECS runs {risen_to:g} tasks, at {ratio:.2f} units a task"))
