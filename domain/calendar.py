@@ -242,8 +242,9 @@ def check_planned(event: CalendarEvent, policy: Policy, multiplier: float | None
         raise EntryError("type", event.type, f"there are {', '.join(sorted(calendar.event_types))}")
     multiplier = event.multiplier if multiplier is None else multiplier
     if not calendar.min_multiplier <= multiplier <= calendar.max_multiplier:
-        bounds = f"from {calendar.min_multiplier:g} (calendar.min_multiplier) to {calendar.max_multiplier:g} (max_)"
-        raise EntryError("multiplier", multiplier, bounds)
+        least, most = f"{calendar.min_multiplier:g}", f"{calendar.max_multiplier:g}"
+        bounds = f"from {least} (calendar.min_multiplier) to {most} (calendar.max_multiplier)"
+        raise EntryError("multiplier", f"{multiplier:g}", bounds)
     if not calendar.verify_margin <= event.lead_time <= calendar.max_lead_time:
         least, most = duration_text(calendar.verify_margin), duration_text(calendar.max_lead_time)
         bounds = f"from {least} (calendar.verify_margin) to {most} (calendar.max_lead_time)"
@@ -295,11 +296,16 @@ def in_zone(local: datetime, zone: ZoneInfo, offset: timedelta | None, start: st
     if offset is not None:
         if offset not in shown:
             raise EntryError("start", start, f"its offset is not that of {zone.key} then, which is {offsets}")
-        return shown[offset]
+        return _fixed(shown[offset])
     if len(shown) > 1:
         allowed = f"the clocks of {zone.key} show it twice; say which by its offset, {offsets}"
         raise EntryError("start", start, allowed)
-    return next(iter(shown.values()))
+    return _fixed(next(iter(shown.values())))
+
+
+def _fixed(at: datetime) -> datetime:
+    """The same moment with its offset instead of its zone: arithmetic then counts hours that pass, not the clocks'."""
+    return datetime.fromisoformat(at.isoformat())
 
 
 def _plain(value: dict[str, Any]) -> Any:

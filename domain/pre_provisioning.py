@@ -271,6 +271,8 @@ class EventRecord(BaseModel):
     event_id: str
     run_id: str
     event: CalendarEvent
+    clock: RehearsalClock = RehearsalClock()
+    """Durations in words are business time."""
     phase: EventPhase = EventPhase.WAITING
     times: EventTimes | None = None
     sizes: list[EventSize] = []
@@ -296,6 +298,10 @@ class EventRecord(BaseModel):
     """How it ended, in a sentence."""
     ended_at: AwareDatetime | None = None
     report_path: str | None = None
+
+    def lasting(self, real: timedelta) -> str:
+        """A real duration as business time, in words."""
+        return span(self.clock.business_duration(real))
 
 
 def event_details(record: EventRecord) -> str:
@@ -332,10 +338,10 @@ def how_in_time(record: EventRecord) -> str:
     if record.in_service_at is None:
         return "never all in service before the event ended"
     ahead = times.starts_at - record.in_service_at
-    margin = span(times.starts_at - times.verify_by)
+    margin = record.lasting(times.starts_at - times.verify_by)
     if ahead < timedelta(0):
-        return f"in service {span(ahead)} after the start"
-    return f"in service {span(ahead)} before the start; {margin} is the margin"
+        return f"in service {record.lasting(ahead)} after the start"
+    return f"in service {record.lasting(ahead)} before the start; {margin} is the margin"
 
 
 # ---------------------------------------------------------------- messages
@@ -491,8 +497,8 @@ def plan_calendar(request: PlanCalendar) -> CalendarPlan:
         elif times.ends_at <= request.now or _provisioned(event, times, clock):
             continue
         elif times.starts_at <= request.now:
-            late = span(request.now - times.starts_at)
-            pages.append(_page(event_id, f"{event_id} began {late} ago and was never provisioned for; nothing is now"))
+            said = "has begun and was never provisioned for; nothing is bought for it now, an incident buys on evidence"
+            pages.append(_page(event_id, f"{planned(event)} {said}"))
         else:
             tell.append(event)
     return CalendarPlan(

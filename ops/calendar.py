@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel
 from redis.exceptions import RedisError
-from temporalio.client import ScheduleOverlapPolicy
-from temporalio.service import RPCError
+from temporalio.client import ScheduleOverlapPolicy, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from domain.calendar import (
     EVENT_TABLE_KEY,
@@ -27,11 +27,12 @@ from domain.calendar import (
 )
 from domain.clock import RehearsalClock
 from domain.knobs import Holder, Refusal
+from domain.messages import RECORD
 from domain.people import Role
 from domain.permissions import ACCESS_DENIED
 from domain.policy import Policy
-from domain.pre_provisioning import CALENDAR_SCHEDULE
-from ops.asking import RPC_TIMEOUT, Asking, ExitCode, Misconfigured, NotAllowed, OpsError
+from domain.pre_provisioning import CALENDAR_SCHEDULE, EventRecord, event_workflow_id
+from ops.asking import RPC_TIMEOUT, Asking, ExitCode, Misconfigured, NotAllowed, OpsError, ended
 from ops.calendar_files import Row, rows_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class CalendarChange(BaseModel):
 
     event: CalendarEvent
     message: str
+
+
+class FollowedEvent(BaseModel):
+    """An event's pre-provisioning: its own record, and what Temporal says about its workflow."""
+
+    record: EventRecord
+    ended: str | None
+    """How the workflow ended, e.g. `completed`; None: it runs."""
 
 
 class BadRow(BaseModel):
@@ -89,6 +98,23 @@ class Calendar(Asking):
         """
         events, broken = await asyncio.to_thread(self._rows)
         return CalendarRows(events=sorted(events, key=lambda event: event.starts_at), broken=broken)
+
+    async def follow_event(self, event_id: str) -> FollowedEvent:
+        """The latest pre-provisioning of an event.
+
+        Raises:
+            OpsError: nothing follows it or ever did, or no worker answers.
+        """
+        handle: WorkflowHandle[object, object] = self._client.get_workflow_handle(event_workflow_id(event_id))
+        try:
+            async with self._errors():
+                described = await handle.describe(rpc_timeout=RPC_TIMEOUT)
+            record = await self._query(handle, RECORD, EventRecord)
+        except RPCError as error:
+            if error.status not in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                raise
+            raise OpsError(f"Nothing follows an event {event_id[:200]!r}.", LOOK, ExitCode.NOT_FOUND) from None
+        return FollowedEvent(record=record, ended=ended(described.status))
 
     async def add_event(self, token: str | None, given: Mapping[str, str]) -> CalendarChange:
         """A new row from what a person gives, by the names of `domain.calendar.FIELDS`.

@@ -106,9 +106,10 @@ def _start(event: Any) -> dict[str, str]:
         if name in event:
             raise EntryError(name, event[name].to_ical().decode(), "one VEVENT for each event; it does not repeat")
     start = event.get("DTSTART")
-    moment = getattr(start, "dt", None)
+    broken = any(name == "DTSTART" for name, _ in event.errors)
+    moment = None if broken else getattr(start, "dt", None)
     if moment is None:
-        raise EntryError("DTSTART", "", "a date and time")
+        raise EntryError("DTSTART", str(start or ""), "a date and time like 20261130T000000 with its TZID")
     if not isinstance(moment, datetime):
         raise EntryError("DTSTART", moment.isoformat(), "a time as well, like 20261130T000000 with its TZID")
     zone = getattr(moment.tzinfo, "key", None)

@@ -53,6 +53,26 @@ def list_(as_json: Json = False) -> None:
 
 
 @calendar.command()
+def show(event_id: EventId, as_json: Json = False) -> None:
+    """The pre-provisioning of one event: what it needs, when what happens, what happened, what needs a person."""
+
+    async def work(service: "OpsService", settings: "Settings") -> int:
+        found = await service.follow_event(event_id)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+            return 0
+        from rich.markdown import Markdown
+
+        from domain.pre_provisioning import event_details
+        from ops.views import cleaned, console
+
+        console().print(Markdown(event_details(cleaned(found.record)), hyperlinks=False))
+        return 0
+
+    with_service(work, as_json)
+
+
+@calendar.command()
 def add(
     type_: Annotated[str, typer.Option("--type", help="A key of the policy's calendar.event_types.")],
     start: Annotated[str, typer.Option("--start", help="E.g. 2026-11-30T00:00, with --zone or with its offset.")],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ops.demo_pre_provisioning import PreProvisioning
 from ops.demo_stage import DemoFailed, DemoResult, Options, Scenario, Show, run
 from ops.demo_throttle import Throttle
 from ops.servers import ServerNotFound
@@ -21,9 +22,13 @@ class ScenarioName(StrEnum):
     """What can be played."""
 
     THROTTLE = "throttle"
+    PRE_PROVISIONING = "pre-provisioning"
 
 
-SCENARIOS: dict[ScenarioName, type[Scenario]] = {ScenarioName.THROTTLE: Throttle}
+SCENARIOS: dict[ScenarioName, type[Scenario]] = {
+    ScenarioName.THROTTLE: Throttle,
+    ScenarioName.PRE_PROVISIONING: PreProvisioning,
+}
 
 
 def demo(
@@ -39,6 +44,8 @@ def demo(
     """Play a scenario on a stack of its own, from its first sign to the report, and check how it ended.
 
     throttle: alarm, mitigation, approval, way back; about 100 s.
+
+    pre-provisioning: an event in the calendar, its units in service hours before it, released after it; about 7 min.
     """
     show = Show(as_json)
     played = SCENARIOS[scenario]

@@ -332,7 +332,9 @@ class Stack:
             env["RUNBOOKS_AWS_ENDPOINT_URL"] = addresses.aws_endpoint_url
         if self.own_simulator:
             real_start = datetime.now(UTC)
-            business_start = self.options.business_start or before_next_release(real_start, self.options.speed)
+            business_start = self.options.business_start or before_next_release(
+                real_start, TO_START * self.options.speed
+            )
             env |= {
                 "AWS_ACCESS_KEY_ID": "simulator",
                 "AWS_SECRET_ACCESS_KEY": "simulator",
@@ -392,10 +394,10 @@ def ops_api(stack: Stack) -> list[ChildSpec]:
     return [ChildSpec(name="api", command=command, env=stack.process_env(), ready=ready, stop_within=_DRAIN)]
 
 
-def before_next_release(now: datetime, speed: float) -> datetime:
-    """The business time at which a rehearsal begins, so that Monday 00:00 in Tokyo comes after `TO_START`."""
+def before_next_release(now: datetime, ahead: timedelta) -> datetime:
+    """The business time so long ahead of the next Monday 00:00 in Tokyo."""
     today = now.astimezone(TOKYO).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today + timedelta(days=7 - today.weekday()) - TO_START * speed
+    return today + timedelta(days=7 - today.weekday()) - ahead
 
 
 def _check_speed(options: StackOptions) -> None:

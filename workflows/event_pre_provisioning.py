@@ -16,7 +16,7 @@ from activities.permissions import PermissionActivities
 from activities.report import ReportActivities
 from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome
-from domain.incident import cut, span, utc
+from domain.incident import cut, utc
 from domain.messages import CAPACITY_CHANGED, RECORD, LoadQuery, PolicySnapshot, WithdrawDemand, load_query
 from domain.permissions import CheckPermissions
 from domain.policy import Policy
@@ -91,6 +91,7 @@ class EventPreProvisioningWorkflow(OnRecord):
         """Answers the record once the units are released, or nothing is wanted any more."""
         workflow.upsert_search_attributes([SERVICE.value_set("mangaassist")])
         self._snapshot = await load_policy()
+        self.record.clock = self._snapshot.clock
         while True:
             try:
                 await self._follow(self._entry)
@@ -178,7 +179,7 @@ class EventPreProvisioningWorkflow(OnRecord):
         said = "; ".join(size.arithmetic for size in plan.sizes)
         self.note("capacity", f"provisioning is triggered: {said}")
         if now > times.needed_at + PROMPT:
-            left = "in " + span(times.starts_at - now) if now < times.starts_at else "and runs already"
+            left = "in " + record.lasting(times.starts_at - now) if now < times.starts_at else "and runs already"
             self.page(ON_CALL, f"{planned(record.event)}, {left}, is provisioned for only now")
         self._find([*plan.findings])
         await self._ask(plan)
@@ -195,7 +196,7 @@ class EventPreProvisioningWorkflow(OnRecord):
                 await self._until(deadline, "Should be in service" if to is ON_CALL else "Verify")
                 await self._read_outcomes()
                 if not self._all_in_service:
-                    left = span(times.starts_at - workflow.now())
+                    left = record.lasting(times.starts_at - workflow.now())
                     self.page(to, f"{planned(record.event)} starts in {left}, and units are missing: {self._lacks()}")
         record.in_time = self._all_in_service and record.in_service_at is not None
         self.note("capacity", f"verified: {how_in_time(record)}" if record.in_time else f"not in time: {self._lacks()}")
@@ -221,8 +222,8 @@ class EventPreProvisioningWorkflow(OnRecord):
     def _hear(self, model: str, outcome: DemandOutcome | None) -> None:
         """Take what a capacity workflow says of our demand; people are paged once when it begins to fail."""
         before = self.record.outcomes.get(model)
-        if outcome is None or outcome == before:
-            return
+        if outcome is None or outcome == before or outcome.status == "withdrawn":
+            return  # that one ended is no news; that one got lost is seen when it is read
         self.record.outcomes[model] = outcome
         if outcome.status == "failed":
             if model not in self._failing:
@@ -319,7 +320,11 @@ class EventPreProvisioningWorkflow(OnRecord):
         else:
             record.released_at = workflow.now()
         ready = how_in_time(record) if record.in_time else f"not in time: {how_in_time(record)}"
-        after = f"released {span(workflow.now() - times.ends_at)} after its end" if not rest else "not all released"
+        after = (
+            f"released {record.lasting(workflow.now() - times.ends_at)} after its end"
+            if not rest
+            else "not all released"
+        )
         self._end(EventPhase.DONE, f"{ready}; {after}")
 
     async def _give_up(self) -> None:
@@ -400,13 +405,13 @@ class EventPreProvisioningWorkflow(OnRecord):
         record = self.record
         assert self._snapshot is not None
         assert record.triggered_at is not None
-        clock = self._snapshot.clock
+        clock, zone = self._snapshot.clock, record.event.starts_at.tzinfo
         request = MarkEvent(
             event_id=record.event_id,
             starts_at=record.event.starts_at,
             units={size.model: size.units for size in record.sizes},
-            triggered_at=clock.business(record.triggered_at),
-            completed_at=clock.business(record.in_service_at) if record.in_service_at else None,
+            triggered_at=clock.business(record.triggered_at).astimezone(zone),
+            completed_at=clock.business(record.in_service_at).astimezone(zone) if record.in_service_at else None,
         )
         try:
             written = await mutate(CalendarActivities.mark_event, request, summary="Write it into the calendar's row")

@@ -338,9 +338,11 @@ async def test_environment_keys_and_tokens(tmp_path: Path) -> None:
 
 def test_a_rehearsal_begins_shortly_before_the_next_monday_in_tokyo() -> None:
     monday = datetime(2026, 11, 29, 15, tzinfo=UTC)
-    assert before_next_release(datetime(2026, 11, 24, 11, tzinfo=UTC), 60) == monday - timedelta(minutes=10)
-    assert before_next_release(monday - timedelta(seconds=1), 1) == monday - timedelta(seconds=10)
-    assert before_next_release(monday, 60) == monday + timedelta(days=7, minutes=-10)
+    assert before_next_release(datetime(2026, 11, 24, 11, tzinfo=UTC), timedelta(minutes=10)) == monday - timedelta(
+        minutes=10
+    )
+    assert before_next_release(monday - timedelta(seconds=1), timedelta(seconds=10)) == monday - timedelta(seconds=10)
+    assert before_next_release(monday, timedelta(minutes=10)) == monday + timedelta(days=7, minutes=-10)
 
 
 async def test_servers_are_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
