@@ -1,10 +1,12 @@
 """The health check's looks at Temporal, its repairs there, what it tells incidents, and its heartbeat."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.entities import start_capacity
@@ -31,6 +33,7 @@ StartOrJoin = Callable[[Client, IncidentTarget, AlarmChange, str], Awaitable[Non
 """Starts the incident of a key, or joins it, as the intake does."""
 
 WHO = "health-check"
+ANSWER_WITHIN = timedelta(seconds=2)
 
 
 class HealthActivities:
@@ -43,7 +46,8 @@ class HealthActivities:
     @activity.defn
     async def look_at_writers(self, models: list[str]) -> dict[str, Writer]:
         """The capacity workflow of each model: whether it runs, and what it knows."""
-        return {model: await _writer(activity.client(), model) for model in models}
+        found = await asyncio.gather(*(_writer(activity.client(), model) for model in models))
+        return dict(zip(models, found, strict=True))
 
     @activity.defn
     async def start_writer(self, model: str) -> str:
@@ -120,5 +124,8 @@ async def _writer(client: Client, model: str) -> Writer:
         return Writer(running=False)
     if described.status is not WorkflowExecutionStatus.RUNNING:
         return Writer(running=False)
-    state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState)
+    try:
+        state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState, rpc_timeout=ANSWER_WITHIN)
+    except (WorkflowQueryFailedError, RPCError) as error:
+        return Writer(running=True, unanswered=str(error))
     return Writer(running=True, state=state)

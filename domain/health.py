@@ -89,7 +89,9 @@ class Writer(Message):
 
     running: bool
     state: CapacityState | None = None
-    """None: there is no such workflow."""
+    """None: there is no such workflow, or it does not answer."""
+    unanswered: str = ""
+    """Why it does not answer."""
 
 
 class ScheduleSeen(Message):
@@ -161,6 +163,8 @@ class Finding(BaseModel):
     """What the repair did; empty: there was none, or it failed."""
     repair_error: str = ""
     """Why the repair failed."""
+    may_pass: bool = False
+    """By itself: told only if it still stands at the next check."""
     incident: str | None = None
     """Key of the incident that was told."""
 
@@ -280,10 +284,10 @@ def _may_repair(repair: Repair, since: datetime, now: datetime, policy: HealthPo
 
 
 def _must_be_told(finding: Finding, before: Finding | None) -> bool:
-    """Once. What is repaired, and what could not be read, only when it still stands at the next check."""
+    """Once. What is repaired, or may pass by itself, only when it still stands at the next check."""
     if finding.incident is not None or finding.severity is Severity.NOTICE:
         return False
-    return before is not None or (finding.repair is None and finding.area is not Area.READING)
+    return before is not None or (finding.repair is None and not finding.may_pass)
 
 
 def _unread(facts: Facts) -> Iterator[Finding]:
@@ -297,6 +301,7 @@ def _unread(facts: Facts) -> Iterator[Finding]:
             why=f"Nothing is known of {areas} until it can be read again.",
             do="Mend what the message says, then: runbooks health --now",
             since=facts.now,
+            may_pass=True,
         )
 
 
@@ -336,6 +341,7 @@ class _Look:
         *,
         model: str | None = None,
         repair: tuple[RepairKind, str] | None = None,
+        may_pass: bool = False,
     ) -> Finding:
         return Finding(
             finding_id=finding_id,
@@ -347,6 +353,7 @@ class _Look:
             do=do,
             since=self.now,
             repair=Repair(kind=repair[0], about=repair[1]) if repair else None,
+            may_pass=may_pass,
         )
 
     def _fleet(self, model: str) -> list[FoundModel]:
@@ -382,11 +389,25 @@ class _Look:
         }
 
     def _capacity(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
+        writer = self.facts.writers.get(model)
+        if writer is not None and writer.unanswered:
+            yield self._finding(
+                f"capacity-writer:{model}",
+                Area.CAPACITY,
+                Severity.CRITICAL,
+                f"The capacity workflow of {model} runs and does not answer: {cut(writer.unanswered, MAX_TEXT)}.",
+                "Perhaps nobody buys, releases or routes capacity for this model.",
+                f"temporal workflow describe --workflow-id capacity-{model}, and the runbook worker's log",
+                model=model,
+                may_pass=True,
+            )
+            return  # what is wanted of it is not known
         short = list(self._short(model, spec))
         yield from self._writer(model, is_short=bool(short))
         yield from short
         yield from self._failed(model)
-        yield from self._surplus(model, spec)
+        if writer is not None and writer.running:
+            yield from self._surplus(model, spec)
 
     def _writer(self, model: str, *, is_short: bool) -> Iterator[Finding]:
         writer = self.facts.writers.get(model, Writer(running=False))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from temporalio import workflow
@@ -33,6 +33,9 @@ from workflows.search_attributes import SERVICE
 
 R = TypeVar("R")
 
+WITHIN = timedelta(minutes=1)
+"""For each step that changes something: the next check tries again."""
+
 
 @workflow.defn(name=HEALTH_CHECK_WORKFLOW)
 class HealthCheckWorkflow:
@@ -56,7 +59,12 @@ class HealthCheckWorkflow:
         workflow.set_current_details(details(report))
         # Last: a check that did not come to its end is none, and the missing heartbeat says so.
         metrics = HealthMetrics(at=workflow.now(), failed_provisioning=report.failed_provisioning)
-        await mutate(HealthActivities.publish_health, metrics, summary=f"Heartbeat: {headline(report)}"[:200])
+        try:
+            await mutate(
+                HealthActivities.publish_health, metrics, summary=f"Heartbeat: {headline(report)}"[:200], within=WITHIN
+            )
+        except ActivityError as error:  # that it is missing is what the alarm is for; what was told must stand
+            workflow.logger.error("no heartbeat", extra={"error": failure(error)[1]})
         return report
 
     async def _look(self, snapshot: PolicySnapshot) -> Facts:
@@ -117,13 +125,17 @@ class HealthCheckWorkflow:
     async def _repair(self, repair: Repair, snapshot: PolicySnapshot) -> str:
         about = repair.about
         if repair.kind == "reconcile":
-            return await mutate(HealthActivities.reconcile_writer, about, summary=f"Reconcile {about}")
+            return await mutate(HealthActivities.reconcile_writer, about, summary=f"Reconcile {about}", within=WITHIN)
         if repair.kind == "start-capacity":
-            return await mutate(HealthActivities.start_writer, about, summary=f"Start the capacity workflow of {about}")
+            summary = f"Start the capacity workflow of {about}"
+            return await mutate(HealthActivities.start_writer, about, summary=summary, within=WITHIN)
         if repair.kind == "schedules":
-            done = await mutate(ScheduleActivities.write_schedules, snapshot, summary="Write the schedules again")
+            done = await mutate(
+                ScheduleActivities.write_schedules, snapshot, summary="Write the schedules", within=WITHIN
+            )
             return ", ".join(done) or "nothing was left to do"
-        await mutate(BedrockActivities.delete_model, DeleteModel(arn=about), summary=f"Delete the orphan {about}"[:200])
+        summary = f"Delete the orphan {about}"[:200]
+        await mutate(BedrockActivities.delete_model, DeleteModel(arn=about), summary=summary, within=WITHIN)
         return f"{about} was deleted"
 
     async def _tell(self, report: HealthReport) -> HealthReport:
@@ -139,7 +151,7 @@ class HealthCheckWorkflow:
     async def _told(self, finding: Finding, state: AlarmState, at: datetime) -> bool:
         summary = f"Tell incident {finding.incident_key}: {finding.finding_id} is {state}"[:200]
         try:
-            await mutate(HealthActivities.tell_incident, finding.news(state, at), summary=summary)
+            await mutate(HealthActivities.tell_incident, finding.news(state, at), summary=summary, within=WITHIN)
         except ActivityError as error:
             workflow.logger.error("an incident could not be told", extra={"error": failure(error)[1]})
             return False

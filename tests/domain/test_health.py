@@ -197,6 +197,10 @@ def test_writers_that_ended_hang_or_wait_for_people() -> None:
     ended = {finding.finding_id: finding for finding in look(writers=writers).findings}
     assert ended.keys() == {"capacity-writer:haiku"}
     assert ended["capacity-writer:haiku"].repair == Repair(kind="start-capacity", about="haiku")
+    silent = {**world()["writers"], "sonnet": Writer(running=True, unanswered="timeout")}
+    mute = look(**{**world(fleet=(found("s", 25), FLEET[1])), "writers": silent})
+    assert (only(mute).finding_id, mute.to_tell) == ("capacity-writer:sonnet", ())
+    assert "does not answer: timeout" in only(mute).what
     hangs = look(**world(sonnet={"last_reconciled_at": NOW - 2 * HOUR, "doing": "planning"}))
     assert "2 h ago (planning)" in only(hangs).what
     paused = look(**world(sonnet={"paused": Paused(who="eve", why="bill", since=NOW - HOUR)}))
