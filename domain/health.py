@@ -25,6 +25,8 @@ HEALTH_CHECK_WORKFLOW = "HealthCheckWorkflow"
 HEALTH_SCHEDULE = "health-check"
 ALARM_NAME = "health-check "
 """With the finding's id: the name under which a finding is an alarm of its incident."""
+AT_REST = "idle"
+"""What a capacity workflow says it is doing when nothing is left to do."""
 MAX_TEXT = 600
 """Characters of another system's words that a finding repeats."""
 
@@ -426,15 +428,15 @@ class _Look:
         state = self._state(model)
         late = self.health.late_intervals * self.policy.capacity.reconcile_interval
         listed = state.last_reconciled_at
-        if listed is not None and self.now - listed > late:
+        # At rest it watches, and looks when the fleet, the policy or the routes are other than it knows.
+        if listed is not None and state.doing not in ("", AT_REST) and self.now - listed > late:
             yield self._finding(
                 f"capacity-stuck:{model}",
                 Area.CAPACITY,
                 Severity.WARNING,
-                f"The fleet of {model} was last compared with its demands {span(self.now - listed)} ago "
-                f"({state.doing or 'idle'}).",
-                f"It should be every {span(self.policy.capacity.reconcile_interval)}; what was bought or lost since "
-                "is not known.",
+                f"The capacity workflow of {model} is {state.doing}, and last looked {span(self.now - listed)} ago.",
+                f"It should look again every {span(self.policy.capacity.reconcile_interval)}; what was bought or lost "
+                "since is not known.",
                 f"runbooks capacity reconcile {model}; pending steps: temporal workflow describe "
                 f"--workflow-id capacity-{model}",
                 model=model,

@@ -202,7 +202,9 @@ def test_writers_that_ended_hang_or_wait_for_people() -> None:
     assert (only(mute).finding_id, mute.to_tell) == ("capacity-writer:sonnet", ())
     assert "does not answer: timeout" in only(mute).what
     hangs = look(**world(sonnet={"last_reconciled_at": NOW - 2 * HOUR, "doing": "planning"}))
-    assert "2 h ago (planning)" in only(hangs).what
+    assert "is planning, and last looked 2 h ago" in only(hangs).what
+    rests = look(**world(sonnet={"last_reconciled_at": NOW - 2 * HOUR, "doing": "idle"}))
+    assert rests.findings == ()
     paused = look(**world(sonnet={"paused": Paused(who="eve", why="bill", since=NOW - HOUR)}))
     assert (only(paused).severity, paused.to_tell) == (Severity.NOTICE, ())
     awaited = AwaitedApproval(approval_id="a1", text="20 units cost 400 USD", asked_by="x", since=NOW, until=NOW + HOUR)
