@@ -12,15 +12,19 @@ from domain.clock import RehearsalClock
 from domain.load import remaining_tokens_per_second, units_for
 from domain.messages import PolicySnapshot
 from domain.policy import Policy
-from domain.pre_provisioning import EventPlan, PlanEvent, event_workflow_id, plan_event
+from domain.pre_provisioning import EventPlan, EventTimes, PlanEvent, event_workflow_id, plan_event
 from domain.timetable import units_at
+
+PROMPT = MINUTE
+"""Buying that begins so long after the units were needed is told."""
 
 
 class EventDesk:
     """What `EventPreProvisioningWorkflow` does, for each entry of the calendar, with `plan_event`.
 
     Each change of an entry is seen by the next sync. At the preflight the event is planned, its demands are set, and
-    what stands against it is escalated; what is not in service a margin ahead of the start is escalated then.
+    what stands against it is escalated; so is buying that begins only after the units were needed, and what is not in
+    service when it is needed, or a margin ahead of the start.
     """
 
     def __init__(
@@ -49,19 +53,37 @@ class EventDesk:
         return plan_event(PlanEvent(event=event, snapshot=self._snapshot, now=self._time.now))
 
     def _preflight(self, event: CalendarEvent) -> None:
-        if self._current.get(event.event_id) is not event:
-            return  # moved or cancelled
+        if not self._holds(event):
+            return
+        times = self._ask(event)
+        self._time.at(times.buy_at, partial(self._trigger, event))
+
+    def _trigger(self, event: CalendarEvent) -> None:
+        if not self._holds(event):
+            return
+        times, now = self._ask(event), self._time.now
+        if now > times.needed_at + PROMPT:
+            self._escalate(event)
+        for deadline in (times.needed_at, times.verify_by):
+            if deadline > now:
+                self._time.at(deadline, partial(self._verify, event))
+
+    def _ask(self, event: CalendarEvent) -> EventTimes:
         planned = self._plan(event)
         for demand in planned.demands:
             self._loops[demand.model].set_demand(demand)
-        if planned.findings or self._time.now + self._policy.capacity.provisioning_lag > planned.times.verify_by:
+        if planned.findings:
             self._escalate(event)
-        self._time.at(planned.times.verify_by, partial(self._verify, event, planned))
+        return planned.times
 
-    def _verify(self, event: CalendarEvent, planned: EventPlan) -> None:
-        missing = [size for size in planned.sizes if self._loops[size.model].units < size.units]
-        if self._current.get(event.event_id) is event and missing:
+    def _verify(self, event: CalendarEvent) -> None:
+        sizes = self._plan(event).sizes
+        if self._holds(event) and any(self._loops[size.model].units < size.units for size in sizes):
             self._escalate(event)
+
+    def _holds(self, event: CalendarEvent) -> bool:
+        """Whether the entry is neither moved nor cancelled."""
+        return self._current.get(event.event_id) is event
 
     def _escalate(self, event: CalendarEvent) -> None:
         self.escalated.setdefault(event.event_id, []).append(self._time.now)

@@ -41,6 +41,9 @@ class Bought:
     """In service from then on, or failed."""
     fails: bool
     deleted_at: datetime | None = None
+    asked_by: str | None = None
+    until: datetime | None = None
+    """The tags: for whom it was bought, and until when."""
 
     def hours(self, at: datetime) -> int:
         """Hours paid for by `at`."""
@@ -60,6 +63,8 @@ class Bought:
             status=status,
             ours=True,
             created_at=self.created_at,
+            asked_by=self.asked_by,
+            until=self.until,
             failure="no capacity" if status == "Failed" else None,
         )
 
@@ -107,7 +112,7 @@ class VirtualBedrock:
             lag = timedelta(hours=self._chance.uniform(1, 3))
         fails = self._chance.random() < self._faults.failed_share
         arn = f"provisioned-model/{len(self.bought):012}"
-        model = Bought(arn, order.name, order.units, now, now + lag, fails)
+        model = Bought(arn, order.name, order.units, now, now + lag, fails, None, order.asked_by, order.until)
         self._by_token[order.token] = self.alive[arn] = model
         self.bought.append(model)
         if self._chance.random() < self._faults.unanswered_share:
