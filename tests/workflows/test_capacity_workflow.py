@@ -21,7 +21,10 @@ from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.capacity import DemandOutcome
 from domain.messages import (
+    APPROVE_CAPACITY,
     CAPACITY_STATE,
+    PAUSE_CAPACITY,
+    RESUME_CAPACITY,
     SET_DEMAND,
     WITHDRAW_DEMAND,
     CapacityInput,
@@ -32,6 +35,8 @@ from domain.messages import (
 from domain.policy import Policy
 from tests.servers import TemporalServer, ValkeyServer
 from tests.workflows.capacity_stack import (
+    APPROVER,
+    ENGINEER,
     FAST,
     LAG_SECONDS,
     SONNET,
@@ -282,17 +287,25 @@ async def test_state_is_carried_into_continued_runs(redis_client: redis.Redis, a
     temporal = TemporalServer(tmp_path, dynamic_config=short).start()
     try:
         async with running(temporal, redis_client, aws_server, tmp_path) as stack:
-            await stack.ask(20)
+            await stack.ask(20, uncapped=25)
             await until(lambda: last(stack, "in_service"))
-            first_run = (await stack.entity.describe()).run_id
-            for _ in range(5):
-                await stack.reconcile()
-                await until(lambda: idle(stack))
-            await until(lambda: _other_run(stack, first_run))
+            before = await until(lambda: idle(stack))
+            assert (await stack.asks(PAUSE_CAPACITY, ENGINEER)).outcome == "accepted"
+            await _continued(stack)
             state = await stack.state()
-            assert [demand.units for demand in state.demands] == [20]
+            kept = {"demands", "purchases", "awaiting", "routes"}
+            assert state.model_dump(include=kept) == before.model_dump(include=kept)
+            assert state.paused is not None
+            assert [decision.action for decision in state.decisions] == [PAUSE_CAPACITY]
+            assert (await stack.asks(RESUME_CAPACITY, APPROVER)).outcome == "accepted"
+            [asked] = state.awaiting
+            assert (await stack.asks(APPROVE_CAPACITY, APPROVER, approval_id=asked.approval_id)).outcome == "accepted"
+            await until(lambda: sum(stack.routed().values()) == 25)
+            await _continued(stack)
+            assert (await stack.ask(20, uncapped=25)).units_wanted == 25
             told = await stack.told()
             assert len(told) == len({outcome.model_dump_json() for outcome in told}), "told twice"
+            assert len(stack.pages()) == 1, "asked once"
             await stack.withdraw()
             await until(lambda: stack.units() == [15])
             assert list(stack.routed().values()) == [15]
@@ -300,8 +313,16 @@ async def test_state_is_carried_into_continued_runs(redis_client: redis.Redis, a
         temporal.kill()
 
 
-async def _other_run(stack: Stack, run_id: str) -> bool:
-    return (await stack.entity.describe()).run_id != run_id
+async def _continued(stack: Stack) -> None:
+    """Until another run goes on, which reconciling makes necessary soon."""
+    run = (await stack.entity.describe()).run_id
+
+    async def continued() -> bool:
+        await stack.reconcile()
+        return (await stack.entity.describe()).run_id != run
+
+    await until(continued)
+    await until(lambda: idle(stack))
 
 
 async def test_a_killed_worker_loses_nothing_and_buys_nothing_twice(
