@@ -25,6 +25,8 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
 
     def assess(self, plan: CapacityPlan) -> None:
         """What is missing after `plan` was acted on: the ladder follows it, people are paged once for each cause."""
+        if self.look or self.replan:
+            return  # the fleet or a wish has changed since the plan was asked for: the next one tells
         wanted_now = plan.expected[0].wanted if plan.expected else plan.desired_units
         self.missing = max(0, wanted_now - plan.units_in_service) if self.listed_at else 0
         if not self.missing:
