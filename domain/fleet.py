@@ -74,8 +74,8 @@ class Choice:
 def choose(pieces: Sequence[Piece], room: int, at: datetime, wishes: Wishes, terms: Terms) -> Choice:
     """Keep what fits what is wanted at `at`, of several the one paid for longest; buy what is missing, within `room`.
 
-    One that is wanted again before its paid hour ends stays; so do some units too many where the exact sum could not
-    stand beside them, or would cost more until the next change.
+    One that is wanted again before its paid hour ends, perhaps in place of one that must be held until then, stays; so
+    do some units too many where the exact sum could not stand beside them, or would cost more until the next change.
     """
     wanted = wishes.at(at)
     free = [piece for piece in pieces if piece.releasable is not None and piece.releasable <= at]
@@ -98,7 +98,9 @@ def choose(pieces: Sequence[Piece], room: int, at: datetime, wishes: Wishes, ter
             keep, missing = more, 0
     again = 0
     for piece in sorted((x for x in free if x not in keep), key=lambda x: terms.paid_until(x, at), reverse=True):
-        later = wishes.most(at, terms.paid_until(piece, at)) - wanted
+        until = terms.paid_until(piece, at)
+        passing = _units([x for x in pieces if x.releasable is not None and at < x.releasable < until])
+        later = wishes.most(at, until) - wanted + passing
         if later > 0 and _units(keep) + piece.units <= short + later:
             keep = (*keep, piece)
             again += piece.units
