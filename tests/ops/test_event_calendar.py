@@ -33,8 +33,8 @@ from ops.service import ExitCode, OpsError, OpsService
 from ops.stack import Stack, StackOptions
 from tests.aws_account import Account
 from tests.servers import AwsServer
+from tests.workflows.fake_events import FakeEvents
 from tests.workflows.fakes import activities_of
-from tests.workflows.test_event_pre_provisioning import FakeEvents
 from workers.settings import Settings
 from workers.temporal import connect
 from workflows.calendar_sync import CalendarSyncWorkflow

@@ -23,6 +23,7 @@ from temporalio.worker import Worker
 
 from activities.entities import EntityActivities, start_override
 from domain.alarms import AlarmState
+from domain.calendar import CalendarEvent
 from domain.errors import ErrorKind
 from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
 from domain.knobs import KnobName
@@ -62,7 +63,9 @@ from domain.messages import (
 )
 from domain.override import OverrideKind
 from domain.policy import Policy
+from domain.pre_provisioning import EVENT_CHANGED, EVENT_WORKFLOW, EventInput, event_workflow_id
 from tests.servers import TemporalServer
+from tests.workflows.fake_events import FakeEvents
 from tests.workflows.fakes import (
     APPROVER,
     CALM,
@@ -302,6 +305,37 @@ async def taken_over(play: Play) -> None:
     await play.asks(TAKE_OVER, ENGINEER, request=request)
 
 
+async def event(play: Play) -> None:
+    """A calendar event, moved while it waits; bought for, in service in time, over, released."""
+    soon = {"lead_time": SECOND, "lasts": SECOND}
+    types = {name: kind.model_copy(update=soon) for name, kind in POLICY.calendar.event_types.items()}
+    policy = POLICY.model_copy(
+        update={
+            "calendar": POLICY.calendar.model_copy(
+                update={"event_types": types, "preflight_ahead": 4 * SECOND, "verify_margin": SECOND / 2}
+            ),
+            "capacity": POLICY.capacity.model_copy(update={"provisioning_lag": SECOND, "provisioning_lead": SECOND}),
+        }
+    )
+    play.world.snapshot = play.world.snapshot.model_copy(update={"policy": policy})
+    entry = CalendarEvent(
+        event_id="recorded",
+        type="monday_release",
+        starts_at=datetime.now(UTC) + timedelta(days=1),
+        multiplier=4,
+        models=(MODEL,),
+        lead_time=SECOND,
+        source="a path",
+        asked_by=ENGINEER,
+    )
+    play.incident = await play.client.start_workflow(
+        EVENT_WORKFLOW, EventInput(event=entry), id=event_workflow_id(entry.event_id), task_queue=MODEL
+    )
+    moved = entry.model_copy(update={"starts_at": datetime.now(UTC) + 5 * SECOND})
+    await play.incident.signal(EVENT_CHANGED, moved)
+    await play.incident.result()
+
+
 PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
     path.__name__: path
     for path in (
@@ -315,6 +349,7 @@ PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
         override,
         kept,
         taken_over,
+        event,
     )
 }
 
@@ -322,7 +357,9 @@ PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
 async def record(client: Client, path: str) -> list[WorkflowHistory]:
     """Plays a path; the histories of every workflow that took part."""
     play = Play(client)
-    activities = activities_of(play.world, EntityActivities(lambda: play.world.snapshot))
+    owners = FakeEvents(), play.world, EntityActivities(lambda: play.world.snapshot)
+    by_name = {method.__name__: method for method in activities_of(*owners)}  # of the same name the last one
+    activities = list(by_name.values())
     async with Worker(client, task_queue=MODEL, workflows=WORKFLOWS, activities=activities, identity=IDENTITY):
         await PATHS[path](play)
         return await play.histories()

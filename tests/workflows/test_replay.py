@@ -30,6 +30,7 @@ from domain.messages import (
     CapacityInput,
     IncidentInput,
 )
+from domain.pre_provisioning import EVENT_WORKFLOW
 from domain.runbooks import throttle
 from tests.workflows.record_histories import FOLDER, IDENTITY, PATHS, read
 from workers.runbook_worker import WORKFLOWS
@@ -61,6 +62,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
     special = {
         "triage": {INCIDENT_WORKFLOW},
         "override": {OVERRIDE_WORKFLOW},
+        "event": {EVENT_WORKFLOW, CAPACITY_WORKFLOW},
         "kept": throttled | {OVERRIDE_WORKFLOW},
         "taken_over": throttled | {OVERRIDE_WORKFLOW},
     }
