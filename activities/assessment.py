@@ -69,8 +69,9 @@ class AssessmentActivities:
         expected = timetable.units_at(policy, model, snapshot.clock.business(now))
         lags, why = scaling_lag.units_lag(in_service, expected, near)
         load = load or LoadSnapshot(observed_at=datetime.now(UTC))
-        make, checks = scaling_lag.plan if lags else throttle.plan, []
+        plan, checks = throttle.plan(model, load, policy, snapshot.clock, now, expected), list[Check]()
         if lags and fleet is not None:
+            plan = scaling_lag.plan(model, load, policy, now, fleet.units, expected)
             asked = CheckPlumbing(
                 model=model, spec=spec, expected_units=expected, fleet=fleet, schedules=schedules_of(policy)
             )
@@ -80,7 +81,7 @@ class AssessmentActivities:
             snapshot=snapshot,
             load=load,
             unread=unread,
-            plan=make(model, load, policy, snapshot.clock, now, expected),
+            plan=plan,
             runbook="scaling-lag" if lags else "throttle",
             why=why,
             units_in_service=in_service,

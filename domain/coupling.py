@@ -19,7 +19,7 @@ from domain.knob_spec import Number
 from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.load import LoadSnapshot, load_on, remaining_tokens_per_second, units_for
 from domain.messages import CapacityState, Message, PolicySnapshot
-from domain.policy import CouplingPolicy, Policy
+from domain.policy import CouplingPolicy, ModelPolicy, Policy
 
 CAPACITY_COUPLING_WORKFLOW = "CapacityCouplingWorkflow"
 CAPACITY_COUPLING = "capacity-coupling"
@@ -47,6 +47,8 @@ class Firing(Message):
     extra_units: int
     """Over what everybody else wanted."""
     until: AwareDatetime
+    more: bool = False
+    """It raised a demand of ours that was in force, and replaced it."""
 
 
 class CouplingState(Message):
@@ -103,10 +105,12 @@ def plan(
     if coupling is None:
         return CouplingPlan(release=[before.rate.lease_id] if before.rate else [], state=CouplingState())
     kept = [firing for firing in before.firings if now - firing.at < coupling.propose_within]
+    policy, held = snapshot.policy, before.rate
+    needed = {model: _needed(model, load, policy, limited=held is not None) for model in policy.models}
     over_since = {
         model: before.over_since.get(model, now)
-        for model in capacity
-        if _utilisation(model, load, capacity[model], snapshot.policy) > coupling.over_utilisation
+        for model, state in capacity.items()
+        if _utilisation(needed[model], state, policy.models[model]) > coupling.over_utilisation
     }
     looked = before.model_copy(update={"tasks": before.tasks if tasks is None else tasks, "over_since": over_since})
     rose = tasks is not None and before.tasks is not None and tasks > before.tasks
@@ -114,7 +118,10 @@ def plan(
     proposals: list[Proposal] = []
     said: list[str] = []
     for model, state in capacity.items():
-        asked = _asked(model, load, tasks if rose else None, over_since.get(model), now, snapshot.policy, state)
+        if load.model(model).throttles or state.paused is not None:
+            continue
+        over = now - over_since[model] >= coupling.over_for if model in over_since else False
+        asked = _asked(model, needed[model] if over else None, tasks if rose else None, policy, state)
         if asked is None:
             continue
         units, rule, why = asked
@@ -126,8 +133,7 @@ def plan(
         demands.append(_demand(firing, f"{why}: {words}"))
         if proposal := _proposal(firing, kept, snapshot, coupling):
             proposals.append(proposal)
-    held = before.rate
-    rate = _lease(_rate(load, snapshot.policy, coupling), held, now, coupling)
+    rate = _lease(_rate(load, needed, coupling), held, now, coupling)
     if rate is not None:
         said.append(f"one task may call Bedrock {rate.value} times a second: capacity ÷ tasks")
     return CouplingPlan(
@@ -142,44 +148,41 @@ def plan(
 # ---------------------------------------------------------------- the two rules
 
 
-def demand_on(model: str, load: LoadSnapshot, policy: Policy) -> float:
-    """What users need of the model, tokens/s: what is sent, but no more than is offered (retries are no demand)."""
+def _needed(model: str, load: LoadSnapshot, policy: Policy, limited: bool) -> float:
+    """What users need of the model, tokens/s: what is sent, but no more than is offered (retries are no demand).
+
+    `limited`: tasks may not call as often as they would, so that what is sent is no measure.
+    """
     sent = load.model(model).sent_tokens_per_second
     if not load.offered_tokens_per_second or load.hit_rate is None:
         return sent or 0.0
     offered = load_on(model, load.offered_tokens_per_second, policy.baseline.model_routing, load.hit_rate)
-    return offered if sent is None else min(sent, offered)
+    return offered if sent is None or limited else min(sent, offered)
 
 
-def _utilisation(model: str, load: LoadSnapshot, state: CapacityState, policy: Policy) -> float:
+def _utilisation(needed: float, state: CapacityState, spec: ModelPolicy) -> float:
     """Demand as a share of what is provisioned (S1: of provisioned capacity); of on-demand where nothing is."""
-    provisioned = remaining_tokens_per_second(state.units_in_service, policy.models[model])
-    return demand_on(model, load, policy) / provisioned if provisioned else 0.0
+    provisioned = remaining_tokens_per_second(state.units_in_service, spec)
+    return needed / provisioned if provisioned else 0.0
 
 
 def _asked(
-    model: str,
-    load: LoadSnapshot,
-    risen_to: float | None,
-    over_since: datetime | None,
-    now: datetime,
-    policy: Policy,
-    state: CapacityState,
+    model: str, over_with: float | None, risen_to: float | None, policy: Policy, state: CapacityState
 ) -> tuple[int, Rule, str] | None:
-    """Units that one of the rules asks for, which, and why; None: neither does."""
+    """Units that one of the rules asks for, which, and why; None: neither does.
+
+    `over_with`: the demand that has been over the utilisation for long enough; `risen_to`: the tasks, if they rose.
+    """
     coupling, spec = policy.coupling, policy.models[model]
     assert coupling is not None
-    if load.model(model).throttles or state.paused is not None:
-        return None
     answers: list[tuple[int, Rule, str]] = []
     if risen_to is not None and (ratio := coupling.units_per_task.get(model)):
         units = math.ceil(round(risen_to * ratio, 9))
         answers.append((units, "tasks rose", f"ECS runs {risen_to:g} tasks, at {ratio:.2f} units a task"))
-    if over_since is not None and now - over_since >= coupling.over_for:
-        demand = demand_on(model, load, policy)
-        units = units_for(demand, spec, policy.capacity.unplanned_target_utilisation)
-        share = _utilisation(model, load, state, policy)
-        why = f"{demand:,.0f} tokens/s are {share:.0%} of what is provisioned since {utc(over_since)}"
+    if over_with is not None:
+        units = units_for(over_with, spec, policy.capacity.unplanned_target_utilisation)
+        share = _utilisation(over_with, state, spec)
+        why = f"{over_with:,.0f} tokens/s are {share:.0%} of what is provisioned"
         answers.append((units, "over the utilisation", why))
     return max(answers, key=lambda answer: answer[0], default=None)
 
@@ -207,7 +210,8 @@ def _fire(
     day = clock.business(now) - timedelta(days=1)
     hours = clock.business_duration(coupling.hold) / HOUR
     spent = sum(
-        firing.extra_units * (clock.business_duration(firing.until - firing.at) / HOUR)
+        firing.extra_units
+        * (clock.business_duration(_ends(firing, firings, now if firing.model == model else None) - firing.at) / HOUR)
         for firing in firings
         if clock.business(firing.at) > day
     )
@@ -216,10 +220,23 @@ def _fire(
     bounded = min(extra, coupling.max_extra_units, left)
     if bounded <= 0 or others + bounded <= own:
         return None, f"{units} units would be needed, and the day's budget or the ceiling leaves none"
+    more = any(firing.model == model and firing.until > now for firing in firings)
     firing = Firing(
-        at=now, model=model, rule=rule, units=others + bounded, extra_units=bounded, until=now + coupling.hold
+        at=now,
+        model=model,
+        rule=rule,
+        units=others + bounded,
+        extra_units=bounded,
+        until=now + coupling.hold,
+        more=more,
     )
     return firing, f"{firing.units} units, {bounded} over what is wanted otherwise, until {utc(firing.until)}"
+
+
+def _ends(firing: Firing, firings: list[Firing], replaced_at: datetime | None) -> datetime:
+    """When it ended, or will: the next demand for its model replaces it."""
+    later = [one.at for one in firings if one.model == firing.model and one.at > firing.at]
+    return min([firing.until, *later, *([replaced_at] if replaced_at else [])])
 
 
 def _wanted_by_others(model: str, state: CapacityState, snapshot: PolicySnapshot, now: datetime) -> int:
@@ -250,9 +267,10 @@ def _demand(firing: Firing, reason: str) -> Demand:
 def _proposal(
     firing: Firing, firings: list[Firing], snapshot: PolicySnapshot, coupling: CouplingPolicy
 ) -> Proposal | None:
-    """At every so-manieth demand for a model within the time."""
+    """At every so-manieth time within the week."""
     own = [one for one in firings if one.model == firing.model]
-    if len(own) % coupling.propose_after:
+    times = sum(not one.more for one in own)
+    if firing.more or times % coupling.propose_after:
         return None
     policy, business = snapshot.policy, snapshot.clock.business(firing.at)
     most = max(one.units for one in own)
@@ -260,7 +278,7 @@ def _proposal(
     window = timetable.window_at(policy.timetable, business) if policy.timetable else None
     where = f"timetable.windows {window.span}: units.{firing.model}" if window else f"models.{firing.model}: base units"
     text = (
-        f"{firing.model} needed more units than the timetable {len(own)} times in a week, {most} at most: "
+        f"{firing.model} needed more units than the timetable {times} times in a week, {most} at most: "
         f"consider {where} from {hour} to {most}"
     )
     return Proposal(model=firing.model, text=text)
@@ -269,7 +287,7 @@ def _proposal(
 # ---------------------------------------------------------------- the per-task rate
 
 
-def _rate(load: LoadSnapshot, policy: Policy, coupling: CouplingPolicy) -> float | None:
+def _rate(load: LoadSnapshot, needed: dict[str, float], coupling: CouplingPolicy) -> float | None:
     """Calls a second that each task may make so that all tasks together fill the capacity and no more.
 
     None: no model is short of capacity, or what it rests on could not be read. The scarcest model tells: of what one
@@ -280,10 +298,10 @@ def _rate(load: LoadSnapshot, policy: Policy, coupling: CouplingPolicy) -> float
     if not calls:
         return None
     shares = []
-    for model in policy.models:
+    for model, tokens in needed.items():
         now = load.model(model)
         sent, capacity = now.sent_tokens_per_second, now.capacity_tokens_per_second
-        if sent and capacity and demand_on(model, load, policy) > coupling.over_utilisation * capacity:
+        if sent and capacity and tokens > coupling.over_utilisation * capacity:
             shares.append(capacity / sent)
     if not shares:
         return None

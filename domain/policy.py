@@ -271,14 +271,15 @@ class CouplingPolicy(Section):
     """... once it has lasted so long."""
     hold: ScaledDuration = timedelta(hours=1)
     """How long the units are asked for."""
-    cooldown: ScaledDuration = timedelta(minutes=20)
-    """After a demand, none for the same model: what was asked for lands first, and its effect is seen."""
+    cooldown: ScaledDuration = timedelta(minutes=5)
+    """After a demand, none for the same model: a ramp asks in a few steps and not each minute. What was asked for and
+    has not landed is never asked for again."""
     max_extra_units: int = Field(default=10, ge=1)
     """Most units of a model over what everybody else wants."""
     max_unit_hours_per_day: float = Field(default=40, gt=0)
     """Of all models, extra units times hold."""
     propose_after: int = Field(default=3, ge=1)
-    """So many demands for a model ..."""
+    """So many times that a model needed more, each until its demand ended, ..."""
     propose_within: ScaledDuration = timedelta(days=7)
     """... within this propose a change of the timetable."""
     rate_lease: ScaledDuration = timedelta(minutes=5)

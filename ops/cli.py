@@ -63,7 +63,7 @@ def _top() -> None:
     """Typer takes the help from `app`."""
 
 
-_LEVERS = "model_routing, cache_ttl_seconds or capacity"
+_LEVERS = "model_routing, request_coalescing, cache_ttl_seconds or capacity"
 
 
 def _lever(text: str) -> str:

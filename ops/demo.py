@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ops.demo_pre_provisioning import PreProvisioning
+from ops.demo_scaling_lag import ScalingLag
 from ops.demo_stage import DemoFailed, DemoResult, Options, Scenario, Show, run
 from ops.demo_throttle import Throttle
 from ops.servers import ServerNotFound
@@ -22,11 +23,13 @@ class ScenarioName(StrEnum):
     """What can be played."""
 
     THROTTLE = "throttle"
+    SCALING_LAG = "scaling-lag"
     PRE_PROVISIONING = "pre-provisioning"
 
 
 SCENARIOS: dict[ScenarioName, type[Scenario]] = {
     ScenarioName.THROTTLE: Throttle,
+    ScenarioName.SCALING_LAG: ScalingLag,
     ScenarioName.PRE_PROVISIONING: PreProvisioning,
 }
 
@@ -44,6 +47,8 @@ def demo(
     """Play a scenario on a stack of its own, from its first sign to the report, and check how it ended.
 
     throttle: alarm, mitigation, approval, way back; about 100 s.
+
+    scaling-lag: missing units, mitigation, a mended role, approval, way back; about 90 s.
 
     pre-provisioning: an event in the calendar, its units in service hours before it, released after it; about 7 min.
     """

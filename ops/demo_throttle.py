@@ -5,6 +5,7 @@ import shlex
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
+from domain import timetable
 from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
 from domain.load import LoadSnapshot, total_offered
 from domain.messages import incident_id
@@ -16,7 +17,6 @@ from ops.stack import Stack
 from ops.views import cleaned
 
 KEY = f"bedrock-throttle:{MODEL}"
-WHY = "the release traffic has passed"
 MOST_APPROVALS = 3
 """The way back stops when the guard says no; then a person approves again."""
 
@@ -25,6 +25,8 @@ class Throttle(Scenario):
     """A release brings five times the traffic of a Monday night."""
 
     TITLE = "Scenario 1: a Monday release brings five times the traffic."
+    WHY = "the release traffic has passed"
+    """The approver's reason."""
     WORKFLOW_ID = incident_id(KEY)
     GIVE_UP_AFTER = timedelta(minutes=200)  # it needs about 90
     EXPLORE = (f"runbooks incident show {KEY} --all", "runbooks incident list")
@@ -38,13 +40,21 @@ class Throttle(Scenario):
 
     async def play(self) -> None:
         """From the quiet before the release to the proof that everything is as it was."""
-        await self.connect()
-        self.show.line("The stack is up. It is a quiet night; the release comes five minutes after midnight.", "bold")
-        if ui := self.ui_link():
-            self.show.line(f"Temporal UI: {ui}")
+        await self._begin("It is a quiet night; the release comes five minutes after midnight.")
         await self._traffic_rises()
         await self.until("the incident recovers under load", self._recovered)
         await self.see_ui("While it waits for a decision, the Temporal UI shows", self._record.run_id)
+        await self._give_back()
+        await self._check()
+
+    async def _begin(self, what_it_is_like: str) -> None:
+        await self.connect()
+        self.show.line(f"The stack is up. {what_it_is_like}", "bold")
+        if ui := self.ui_link():
+            self.show.line(f"Temporal UI: {ui}")
+
+    async def _give_back(self) -> None:
+        """People decide, until everything is given back and the workflow is complete."""
         while not self._over():
             await self._traffic_passes()
             await self._approve()
@@ -52,7 +62,6 @@ class Throttle(Scenario):
             if self._waits_for_decision():
                 self.show.line("The way back stopped and waits for a new decision.", "yellow")
         await self.until("its workflow is complete", lambda: self._incident is not None and bool(self._incident.ended))
-        await self._check()
 
     # ------------------------------------------------------------------ what is waited for
 
@@ -102,7 +111,7 @@ class Throttle(Scenario):
 
     def _without_levers(self, load: LoadSnapshot) -> Guard:
         """What the guard of the way back would say of the last lever."""
-        return guard(LeverName.CAPACITY, [], MODEL, load, self.policy, self.policy.models[MODEL].baseline_units)
+        return guard(LeverName.CAPACITY, [], MODEL, load, self.policy, self._expected_units()[MODEL])
 
     async def _approve(self) -> None:
         """By the very command that a person would use, or by that person."""
@@ -111,7 +120,15 @@ class Throttle(Scenario):
         self._approvals += 1
         if self._approvals > MOST_APPROVALS:
             raise DemoFailed(f"The way back stopped {MOST_APPROVALS} times.", self.hint())
-        arguments = ("incident", "approve", KEY, "--why", WHY, "--token-file", str(self.stack.tokens[Role.APPROVER]))
+        arguments = (
+            "incident",
+            "approve",
+            KEY,
+            "--why",
+            self.WHY,
+            "--token-file",
+            str(self.stack.tokens[Role.APPROVER]),
+        )
         if self.options.interactive:
             shown = f"  source {self.stack.state_dir / 'env'}\n  {shlex.join(['runbooks', *arguments])}"
             self.show.line(f"It is your decision. In another shell:\n{shown}", "bold cyan")
@@ -147,14 +164,18 @@ class Throttle(Scenario):
 
     # ------------------------------------------------------------------ the proof
 
+    def _expected_units(self) -> dict[str, int]:
+        """What the timetable wants now."""
+        at = self.clock.business(datetime.now(UTC))
+        return {name: timetable.units_at(self.policy, name, at) for name in self.policy.models}
+
     async def _check(self) -> None:
         record, result = self._record, self.result
         result.verified = record.recovered_at is not None
         taken = [lever for lever in record.levers if lever.status is not LeverStatus.NOT_NEEDED]
         result.reverted = bool(taken) and all(lever.status is LeverStatus.RELEASED for lever in taken)
         knobs, history = await asyncio.to_thread(self.knobs_check, record.opened_at - timedelta(minutes=1))
-        baseline = {name: model.baseline_units for name, model in self.policy.models.items()}
-        capacity = await asyncio.to_thread(self.capacity_check, baseline)
+        capacity = await asyncio.to_thread(self.capacity_check, self._expected_units())
         until = record.mitigated_at or datetime.now(UTC)
         acquired = [
             entry.at

@@ -52,6 +52,8 @@ from workflows.throttle_mitigation import ThrottleMitigationWorkflow
 MAX_REASON = 300
 """Characters of an alarm's reason that go on record."""
 MAX_TO_DO = 30
+CAPACITY_TO_DO = "capacity: "
+"""Begins what is to be done about units that did not come."""
 PROLONG_WITHIN = timedelta(minutes=1)
 """How long a try to prolong the demand may keep people's decisions waiting; the next renewal tries again."""
 BACKGROUND = timedelta(seconds=30)
@@ -130,9 +132,10 @@ class IncidentWorkflow(DecidedByPeople):
         lever.detail = outcome.detail
         if outcome.status == "in_service":
             lever.landed_at = lever.landed_at or workflow.now()
+            self.record.to_do = [item for item in self.record.to_do if not item.startswith(CAPACITY_TO_DO)]
         if outcome.status == "failed":
             self.page(AWS_SUPPORT, f"provisioned throughput request failed: {outcome.detail}")
-            self._to_do(f"capacity: {outcome.detail}")
+            self._to_do(f"{CAPACITY_TO_DO}{outcome.detail}")
         if outcome.status == "withdrawn" and lever.status is LeverStatus.IN_FORCE:
             lever.status, lever.released_at = LeverStatus.RELEASED, workflow.now()
             self.page(SENIOR, f"the capacity that the incident held is gone: {outcome.detail}")

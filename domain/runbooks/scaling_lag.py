@@ -7,7 +7,6 @@ Sources: scenario 4 of the runbooks; design check 7, 12, 18 and 27.
 
 from datetime import datetime
 
-from domain.clock import RehearsalClock
 from domain.errors import ErrorKind
 from domain.evidence import Evidence, EvidenceKey
 from domain.incident import Lever, LeverName, LeverStatus
@@ -204,11 +203,11 @@ def units_lag(in_service: int | None, expected: int, event_near: bool | None) ->
 
 
 def plan(
-    model: str, load: LoadSnapshot, policy: Policy, clock: RehearsalClock, now: datetime, expected_units: int
+    model: str, load: LoadSnapshot, policy: Policy, now: datetime, in_service: int, expected_units: int
 ) -> MitigationPlan:
     """Scenario 4's levers: the units that the hour expects, and free levers while they are on their way.
 
-    Nothing is sized: the timetable has said what the hour needs. `expected_units` is that, within floor and ceiling.
+    Nothing is sized: the timetable has said what the hour needs, which is asked for within floor and ceiling.
     """
     spec, until = policy.models[model], now + policy.way_back.lever_max_hold
     ttl = policy.scaling_lag.cache_ttl_seconds
@@ -225,7 +224,7 @@ def plan(
     capacity = Lever(
         name=LeverName.CAPACITY,
         status=LeverStatus.APPLYING,
-        before="less than the hour expects",
+        before=f"{in_service} units",
         after=f"{units} units",
         why="the timetable wants them at this hour; asking again re-runs what failed",
         hold_until=now + policy.way_back.capacity_max_hold,

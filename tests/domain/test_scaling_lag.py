@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey, Reading, Value
 from domain.incident import LeverName, LeverStatus
 from domain.load import LoadSnapshot, ModelLoad
@@ -119,7 +118,7 @@ def test_the_plan_is_the_runbooks() -> None:
         },
         hit_rate=0.15,
     )
-    result = plan("sonnet", load, POLICY, RehearsalClock(), NOW, 15)
+    result = plan("sonnet", load, POLICY, NOW, 8, 15)
     assert [(lever.name, lever.status, lever.after) for lever in result.levers] == [
         (LeverName.MODEL_ROUTING, LeverStatus.APPLYING, "faq: haiku, greeting: haiku"),
         (LeverName.REQUEST_COALESCING, LeverStatus.APPLYING, "on"),
@@ -129,8 +128,8 @@ def test_the_plan_is_the_runbooks() -> None:
     assert (result.units, result.cache_ttl_seconds) == (15, 90)
     assert "No data plane obeys it yet" in result.levers[1].why
     assert result.levers[3].hold_until == NOW + timedelta(hours=4)
-    assert plan("sonnet", load, POLICY, RehearsalClock(), NOW, 50).units == 30, "within the ceiling"
-    nothing = plan("sonnet", LoadSnapshot(observed_at=NOW), POLICY, RehearsalClock(), NOW, 15)
+    assert plan("sonnet", load, POLICY, NOW, 8, 50).units == 30, "within the ceiling"
+    nothing = plan("sonnet", LoadSnapshot(observed_at=NOW), POLICY, NOW, 8, 15)
     assert nothing.units == 15, "the timetable has said what the hour needs, whatever can be read"
     assert nothing.levers[0].status is LeverStatus.NOT_NEEDED
 

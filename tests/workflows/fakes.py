@@ -199,11 +199,17 @@ class FakeWorld:
         self._saw(request)
         snapshot = request.snapshot or self.snapshot
         lags, why = scaling_lag.units_lag(self.units, self.expected_units, event_near=False)
-        make = scaling_lag.plan if lags else throttle.plan
+        plan = throttle.plan(
+            request.model, self.load, snapshot.policy, snapshot.clock, request.now, self.expected_units
+        )
+        if lags:
+            plan = scaling_lag.plan(
+                request.model, self.load, snapshot.policy, request.now, self.units, self.expected_units
+            )
         return ThrottleAssessment(
             snapshot=snapshot,
             load=self.load,
-            plan=make(request.model, self.load, snapshot.policy, snapshot.clock, request.now, self.expected_units),
+            plan=plan,
             runbook="scaling-lag" if lags else "throttle",
             why=why,
             units_in_service=self.units,
