@@ -28,6 +28,7 @@ class AwsRole(StrEnum):
     WORKER = "worker"
     INTAKE = "intake"
     API = "api"
+    """The ops API, and the command line on a machine of one's own."""
 
 
 class Scope(BaseModel):
@@ -194,7 +195,7 @@ CALLS: tuple[Call, ...] = (
     Call(
         "cloudwatch",
         "get_metric_data",
-        _WORKER,
+        _WORKER | _API,
         (Grant("cloudwatch:GetMetricData", _all),),
         lambda scope: {
             "MetricDataQueries": [

@@ -465,7 +465,7 @@ async def test_a_change_with_a_key_is_made_once(api: Api) -> None:
 
 async def test_whatever_is_sent_is_answered_as_the_document_says(api: Api, incident: str) -> None:
     held = (await api.post("/cache/ttl", {"ttl_seconds": 60, "reason": "x"})).json()
-    known = {"override": held["override_id"], "incident": incident}
+    known = {"override": held["override_id"], "incident": incident, "model": "sonnet"}
     headers = api.bearer(Role.ADMIN)
     seen: Counter[int] = Counter()
 
