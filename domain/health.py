@@ -15,10 +15,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from domain import timetable
 from domain.alarm_rules import IncidentTarget
 from domain.alarms import AlarmChange, AlarmState
-from domain.capacity import DemandKind, ProvisionedModel
+from domain.capacity import DemandKind, ProvisionedModel, Situation, StepKind
 from domain.incident import cut, span, utc
 from domain.messages import CapacityState, Message, PolicySnapshot
 from domain.permissions import PermissionFinding
+from domain.planner import plan
 from domain.policy import HealthPolicy, ModelPolicy, RepairKind
 
 HEALTH_CHECK_WORKFLOW = "HealthCheckWorkflow"
@@ -365,20 +366,18 @@ class _Look:
         writer = self.facts.writers.get(model)
         return (writer and writer.state) or CapacityState(model=model)
 
-    def _wanted(self, model: str, spec: ModelPolicy, lead: timedelta = timedelta(0)) -> int:
-        """Units that timetable and demands want in service at some moment of the coming `lead`, within floor, ceiling
-        and quota. Reckoned here once more, as the plan of a writer that hangs is an old one."""
+    def _wanted(self, model: str, spec: ModelPolicy) -> int:
+        """Units that timetable and demands want in service now, within floor, ceiling and quota. Reckoned here once
+        more, as the plan of a writer that hangs is an old one."""
         table = self.policy.timetable
         timed = table is not None and model in table.models
         demands = [*self._state(model).demands]
         if table is not None and timed:
-            demands += timetable.demands(table, model, self.snapshot.clock, self.now, self.now + lead)
-        active = [demand for demand in demands if demand.start - lead <= self.now < demand.end]
-        largest = max(
-            [0 if timed else spec.baseline_units]
-            + [demand.units for demand in active if demand.kind is not DemandKind.FEATURE]
-        )
-        return spec.clamped(largest + sum(demand.units for demand in active if demand.kind is DemandKind.FEATURE))
+            demands += timetable.demands(table, model, self.snapshot.clock, self.now, self.now)
+        active = [demand for demand in demands if demand.start <= self.now < demand.end]
+        features = sum(demand.units for demand in active if demand.kind is DemandKind.FEATURE)
+        others = [demand.units for demand in active if demand.kind is not DemandKind.FEATURE]
+        return spec.clamped(max([0 if timed else spec.baseline_units, *others]) + features)
 
     # ------------------------------------------------------------ capacity
 
@@ -513,29 +512,36 @@ class _Look:
                 )
 
     def _surplus(self, model: str, spec: ModelPolicy) -> Iterator[Finding]:
-        fleet, expected = self._fleet(model), self._wanted(model, spec, self.policy.capacity.provisioning_lead)
-        units = sum(found.units for found in fleet if found.in_service)
-        surplus = units - expected
-        idle = [found for found in fleet if self._releasable(found) and found.units <= surplus]
-        if idle:
-            price = "" if spec.usd_per_unit_hour is None else f", {surplus * spec.usd_per_unit_hour:.2f} USD an hour"
+        """What the planner would release at this moment: it alone knows what is kept for its paid hour."""
+        fleet, state = self._fleet(model), self._state(model)
+        situation = Situation(
+            model=model,
+            spec=spec,
+            policy=self.policy.capacity,
+            timetable=self.policy.timetable,
+            clock=self.snapshot.clock,
+            now=self.now,
+            demands=tuple(state.demands),
+            fleet=tuple(fleet),
+            routed=frozenset(self.facts.routes.get(model, {})),
+            purchases=tuple(state.purchases),
+            consents=tuple(state.consents),
+        )
+        ready = [step for step in plan(situation).steps if step.ready]
+        idle = {step.name: step.units for step in ready if step.kind in (StepKind.WITHDRAW, StepKind.DRAIN)}
+        if idle and state.paused is None:
+            units = sum(idle.values())
+            price = "" if spec.usd_per_unit_hour is None else f", {units * spec.usd_per_unit_hour:.2f} USD an hour"
             yield self._finding(
                 f"capacity-surplus:{model}",
                 Area.CAPACITY,
                 Severity.WARNING,
-                f"{units} units of {model} are in service, {expected} are expected: "
-                f"{', '.join(sorted(found.name for found in idle))} could go.",
+                f"{units} units of {model} could go: {', '.join(sorted(idle))}.",
                 f"Nobody asks for these units and they are paid for{price}.",
                 f"runbooks capacity show {model}; runbooks capacity reconcile {model}",
                 model=model,
                 repair=("reconcile", model),
             )
-
-    def _releasable(self, found: FoundModel) -> bool:
-        """Ours to delete, and neither on its way out nor kept for its minimum hold."""
-        policy = self.policy.capacity
-        kept_until = found.created_at + policy.minimum_hold + policy.drain + policy.provisioning_lag
-        return found.ours and found.in_service and not found.committed and self.now >= kept_until
 
     # ------------------------------------------------------------ routes
 

@@ -185,7 +185,7 @@ def test_units_that_nobody_asks_for() -> None:
     report = look(**world(fleet=(*FLEET, found("extra", 2))))
     surplus = only(report)
     assert surplus.finding_id == "capacity-surplus:sonnet"
-    assert "extra could go" in surplus.what
+    assert surplus.what == "2 units of sonnet could go: extra."
     assert "15.34 USD an hour" in surplus.why
     # Others' and committed ones are not ours to release.
     for extra in (found("extra", 2, ours=False), found("extra", 2, committed=True)):
