@@ -32,7 +32,7 @@ class CapacityCouplingWorkflow:
         assert before is not None
         request = AssessCoupling(now=workflow.now(), state=before)
         plan = await read(CouplingActivities.assess_coupling, request, summary="Tasks, load, capacity: what to ask for")
-        state = plan.state
+        state, refused = plan.state, set[str]()
         for demand in plan.demands:
             try:
                 await mutate(
@@ -42,6 +42,7 @@ class CapacityCouplingWorkflow:
                     within=WITHIN,
                 )
             except ActivityError as error:
+                refused.add(demand.model)
                 kept = [one for one in state.firings if (one.model, one.at) != (demand.model, demand.start)]
                 said = [*state.said, f"the demand for {demand.model} was not taken: {failure(error)[1]}"]
                 state = state.model_copy(update={"firings": kept, "said": said})
@@ -56,7 +57,7 @@ class CapacityCouplingWorkflow:
         except ActivityError as error:
             said = [*state.said, f"the per-task rate could not be leased or released: {failure(error)[1]}"]
             state = state.model_copy(update={"rate": None, "said": said})
-        for proposal in plan.proposals:
+        for proposal in [one for one in plan.proposals if one.model not in refused]:
             page = Page(
                 page_id=f"{CAPACITY_COUPLING}-{proposal.model}-{workflow.info().run_id}",
                 incident_id=CAPACITY_COUPLING,

@@ -246,6 +246,13 @@ async def alarm_returned(play: Play) -> None:
     await play.approved()
 
 
+async def scaling_lag(play: Play) -> None:
+    play.world.units = 8
+    await play.opens()
+    await play.recovers()
+    await play.approved()
+
+
 async def triage(play: Play) -> None:
     await play.opens(runbook=False)
     await play.asks(ACKNOWLEDGE, ENGINEER)
@@ -345,6 +352,7 @@ PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
         aborted,
         lever_failed,
         alarm_returned,
+        scaling_lag,
         triage,
         override,
         kept,

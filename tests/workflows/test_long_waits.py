@@ -65,6 +65,7 @@ from tests.workflows.fakes import (
     FakeWorld,
     activities_of,
     alarm,
+    load,
 )
 from workers.runbook_worker import WORKFLOWS
 from workers.temporal import runbook_plugin
@@ -199,6 +200,37 @@ async def lab(time_skipping_temporal: TemporalServer) -> AsyncIterator[Lab]:
         await replayer.replay_workflow(await lab.workflow.fetch_history())
         with suppress(RPCError):  # closed
             await lab.workflow.terminate()
+
+
+async def test_while_capacity_lags_behind_nothing_goes_back_on_units_that_have_not_come(lab: Lab) -> None:
+    """Scenario 4, from its own plan to the way back; its leases are found by what undoes them."""
+    lab.world.units = 8
+    await lab.start_incident()
+    evening = load(0.35, throttles=0)
+    await lab.recover(evening)
+    record = await lab.until(lambda record: record.diagnosis is not None)
+    assert (record.runbook, record.units_before, record.units_bought) == ("scaling-lag", 8, 7)
+    assert record.diagnosis is not None
+    assert [cause.id for cause in record.diagnosis.causes] == ["access-denied", "mend-and-re-run"]
+    [leases] = [request.leases for request in lab.world.asked("take_leases")]
+    assert [(lease.knob, lease.value) for lease in leases] == [
+        (KnobName.MODEL_ROUTING, {"faq": "haiku", "greeting": "haiku"}),
+        (KnobName.REQUEST_COALESCING, True),
+        (KnobName.CACHE_TTL_SECONDS, 90),
+    ]
+    [demand] = lab.world.asked("set_demand")
+    assert demand.units == 15
+    assert (await lab.asks(APPROVE_REVERT, by(APPROVER))).outcome == "accepted"
+    kept = (await lab.until(lambda record: "of 8,000 provisioned" in str(record.timeline))).held
+    assert [lever.name for lever in kept] == list(LeverName), "8 units do not carry the evening"
+    await lab.reaches(Phase.AWAITING_DECISION)
+    await lab.workflow.signal(CAPACITY_CHANGED, outcome("in_service"))
+    await lab.until(lambda record: record.levers[-1].landed_at is not None)
+    assert (await lab.asks(APPROVE_REVERT, by(APPROVER))).outcome == "accepted"
+    closed = await lab.reaches(Phase.CLOSED)
+    assert {lever.status for lever in closed.levers} == {LeverStatus.RELEASED}
+    [cleaned] = [request for request in lab.world.asked("release_leases") if len(request.lease_ids) == 3]
+    assert set(cleaned.lease_ids) == {lease.lease_id for lease in leases}
 
 
 async def test_the_first_hold_to_end_after_an_hour_in_recovery_starts_the_whole_staged_way_back(lab: Lab) -> None:

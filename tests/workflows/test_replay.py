@@ -26,6 +26,7 @@ from domain.messages import (
     CLEANUP_WORKFLOW,
     INCIDENT_WORKFLOW,
     OVERRIDE_WORKFLOW,
+    SCALING_LAG_MITIGATION_WORKFLOW,
     THROTTLE_MITIGATION_WORKFLOW,
     CapacityInput,
     IncidentInput,
@@ -61,6 +62,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
     throttled = {INCIDENT_WORKFLOW, THROTTLE_MITIGATION_WORKFLOW, CLEANUP_WORKFLOW, CAPACITY_WORKFLOW}
     special = {
         "triage": {INCIDENT_WORKFLOW},
+        "scaling_lag": throttled - {THROTTLE_MITIGATION_WORKFLOW} | {SCALING_LAG_MITIGATION_WORKFLOW},
         "override": {OVERRIDE_WORKFLOW},
         "event": {EVENT_WORKFLOW, CAPACITY_WORKFLOW},
         "kept": throttled | {OVERRIDE_WORKFLOW},
