@@ -11,7 +11,17 @@ from domain.ladder import Ladder, Shortage, ladder
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
-from domain.pre_provisioning import CalendarPlan, EventPlan, PlanCalendar, PlanEvent, plan_calendar, plan_event
+from domain.pre_provisioning import (
+    CalendarPlan,
+    EndEvent,
+    EventEnd,
+    EventPlan,
+    PlanCalendar,
+    PlanEvent,
+    end_event,
+    plan_calendar,
+    plan_event,
+)
 from domain.runbooks import scaling_lag, throttle
 from domain.trees import Diagnosis, diagnose
 
@@ -45,6 +55,11 @@ class DecisionActivities:
     async def plan_event(self, request: PlanEvent) -> EventPlan:
         """Sizes, times and demands of a calendar event, and what stands against it."""
         return plan_event(request)
+
+    @activity.defn
+    async def end_event(self, request: EndEvent) -> EventEnd:
+        """Whether the units may go at the event's end, or stay for a while."""
+        return end_event(request)
 
     @activity.defn
     async def plan_calendar(self, request: PlanCalendar) -> CalendarPlan:

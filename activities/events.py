@@ -59,7 +59,7 @@ class EventActivities:
         Heartbeats carry what was seen, so a dead worker loses nothing. What cannot be read is left out, and said.
         """
         details = activity.info().heartbeat_details
-        seen = WatchedEvent.model_validate(details[0]) if details else WatchedEvent(models={})
+        seen = WatchedEvent.model_validate(details[0]) if details else WatchedEvent(models=request.seen)
         last = datetime.fromisoformat(details[1]) if details else datetime.min.replace(tzinfo=UTC)
         while True:
             try:
@@ -76,6 +76,7 @@ class EventActivities:
                         peak_tokens_per_second=max(peak, sent),
                         capacity_tokens_per_second=capacity if sent > peak else before.capacity_tokens_per_second,
                         throttles=before.throttles + (now.throttles or 0) * (load.observed_at > last),
+                        tokens_per_second=sent,
                     )
                 last = max(last, load.observed_at)
                 seen = WatchedEvent(models=models)

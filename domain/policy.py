@@ -520,6 +520,10 @@ class CalendarPolicy(Section):
     """How often what was wrong is checked again until provisioning begins."""
     verify_margin: ScaledDuration = timedelta(minutes=30)
     """The units count as in time when they are in service so long before the start; a lead time is never shorter."""
+    prolong_by: ScaledDuration = timedelta(minutes=30)
+    """The units stay so much longer while the load at the end is too much for what would be left, ..."""
+    max_prolong: ScaledDuration = timedelta(hours=4)
+    """... at most so long in all (S1: capacity is held 4 h)."""
     match_before: ScaledDuration = timedelta(hours=2)
     match_after: ScaledDuration = timedelta(hours=6)
     """An incident belongs to an event that starts within `match_before` ahead or started within `match_after`."""

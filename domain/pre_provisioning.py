@@ -3,21 +3,23 @@
 Moments here are real time, which is business time unless rehearsed; the calendar's own rows are business time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from hashlib import sha256
+from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from domain.calendar import CalendarEvent, EntryError, check_planned
 from domain.capacity import Demand, DemandKind, DemandOutcome
 from domain.clock import RehearsalClock, compress
-from domain.forecast import NoForecast, peak
+from domain.forecast import HOUR, NoForecast, peak
 from domain.incident import Decision, TimelineEntry, span, utc
-from domain.load import units_for
+from domain.load import remaining_tokens_per_second, units_for
 from domain.messages import LoadQuery, Message, Page, PolicySnapshot
 from domain.policy import Policy
+from domain.timetable import units_at
 
 EVENT_WORKFLOW = "EventPreProvisioningWorkflow"
 CALENDAR_SYNC_WORKFLOW = "CalendarSyncWorkflow"
@@ -141,7 +143,10 @@ def plan_event(request: PlanEvent) -> EventPlan:
     return EventPlan(
         times=times,
         sizes=sizes,
-        findings=tuple(_infeasible(event, size, policy) for size in sizes if not size.feasible),
+        findings=(
+            *(_infeasible(event, size, policy) for size in sizes if not size.feasible),
+            *(text for size in sizes for text in _over_caps(size, times, policy, clock)),
+        ),
         notes=tuple(notes),
         demands=demands,
     )
@@ -215,6 +220,36 @@ def _cost(size: EventSize, times: EventTimes, policy: Policy, clock: RehearsalCl
     )
 
 
+def _over_caps(size: EventSize, times: EventTimes, policy: Policy, clock: RehearsalClock) -> Iterator[str]:
+    """The days on which timetable and event together pass a cap of cost: buying would wait for a person then."""
+    capacity, spec = policy.capacity, policy.models[size.model]
+    timetabled = policy.timetable is not None and size.model in policy.timetable.models
+    since, until = clock.business(times.buy_at), clock.business(times.ends_at)
+    day = since.astimezone(ZoneInfo(policy.timetable.zone if policy.timetable else "UTC")).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    )
+    while day < until:
+        hours = [day + n * HOUR for n in range(24)]
+        standing = [units_at(policy, size.model, at) for at in hours]
+        wanted = [
+            max(units, size.units) if at < until and since < at + HOUR else units
+            for at, units in zip(hours, standing, strict=True)
+        ]
+        others = 0 if timetabled else spec.baseline_units
+        unit_hours = sum(units - others for units in wanted)
+        for name, most, price in (
+            ("max_unit_hours_per_day", capacity.max_unit_hours_per_day, 1.0),
+            ("max_usd_per_day", capacity.max_usd_per_day, spec.usd_per_unit_hour),
+        ):
+            if most is not None and price is not None and unit_hours * price > most:
+                yield (
+                    f"{size.model} is expected to need {unit_hours * price:,.0f} on {day:%Y-%m-%d}, and "
+                    f"capacity.{name} is {most:,.0f}: buying will wait until a person agrees (`runbooks capacity "
+                    "approve`). Raise it for the event, or be there"
+                )
+        day += timedelta(days=1)
+
+
 def overlaps(own: Demand, others: Iterable[Demand]) -> list[str]:
     """Of events at the same time the larger demand counts; says which, for each other event."""
     return [
@@ -263,6 +298,8 @@ class WatchedModel(BaseModel):
     capacity_tokens_per_second: float = 0
     """At that moment."""
     throttles: float = 0
+    tokens_per_second: float = 0
+    """Sent to it at the last look."""
 
 
 class EventRecord(BaseModel):
@@ -387,6 +424,8 @@ class WatchEvent(Message):
     load: LoadQuery
     poll_interval: timedelta
     lasts: timedelta
+    seen: dict[str, WatchedModel]
+    """What was seen before."""
 
 
 class WatchedEvent(Message):
@@ -395,6 +434,57 @@ class WatchedEvent(Message):
     models: dict[str, WatchedModel]
     unread: str = ""
     """Why the last look failed; empty: it did not."""
+
+
+class EndEvent(Message):
+    """Asks whether the units may go at the event's end."""
+
+    demands: list[Demand]
+    """Of the event."""
+    others: list[Demand]
+    """All demands for its models, those of the event among them."""
+    watched: dict[str, WatchedModel]
+    planned_end: AwareDatetime
+    ends_at: AwareDatetime
+    """As moved so far."""
+    snapshot: PolicySnapshot
+
+
+class EventEnd(Message):
+    """When the units go."""
+
+    ends_at: AwareDatetime
+    why: list[str]
+    """Why not as planned, for each model; empty: as planned."""
+
+
+def end_event(request: EndEvent) -> EventEnd:
+    """Moves the end while the load is too much for what would be left; never further than the policy's maximum."""
+    policy, clock, ends_at = request.snapshot.policy, request.snapshot.clock, request.ends_at
+    longest = request.planned_end + policy.calendar.max_prolong
+    most = policy.way_back.max_utilisation_without_lever
+    why = []
+    own = {demand.demand_id for demand in request.demands}
+    for demand in request.demands:
+        spec, seen = policy.models[demand.model], request.watched.get(demand.model)
+        others = [x for x in request.others if x.model == demand.model and x.demand_id not in own]
+        left = max(
+            units_at(policy, demand.model, clock.business(ends_at)),
+            *(x.units for x in others if x.kind is not DemandKind.FEATURE and x.start <= ends_at < x.end),
+            0,
+        )
+        left += sum(x.units for x in others if x.kind is DemandKind.FEATURE and x.start <= ends_at < x.end)
+        if seen is None or left >= demand.units:
+            continue
+        rest = remaining_tokens_per_second(left, spec)
+        if seen.tokens_per_second > most * rest:
+            why.append(
+                f"{demand.model}: {seen.tokens_per_second:,.0f} tokens/s are more than {most:.0%} of the {rest:,.0f} "
+                f"that {left} units leave"
+            )
+    if not why or ends_at >= longest:
+        return EventEnd(ends_at=ends_at, why=why)
+    return EventEnd(ends_at=min(ends_at + policy.calendar.prolong_by, longest), why=why)
 
 
 class MarkEvent(Message):

@@ -27,6 +27,7 @@ from domain.pre_provisioning import (
     EVENT_WORKFLOW,
     PROVISIONING_ACTIONS,
     AwaitRelease,
+    EndEvent,
     EventInput,
     EventPhase,
     EventPlan,
@@ -49,6 +50,8 @@ from workflows.search_attributes import SERVICE
 SENIOR = "senior on-call"
 PROMPT = timedelta(minutes=1)
 """Technical: what is late by less is on time; and how soon a demand that got lost is set again."""
+DECIDED_AHEAD = 2
+"""Metric periods."""
 RELEASE_MARGIN = timedelta(minutes=2)
 """Technical: for the capacity workflow to notice and plan."""
 
@@ -112,7 +115,7 @@ class EventPreProvisioningWorkflow(OnRecord):
             _EntryMoved: the row changed meanwhile.
         """
         record = self.record
-        record.event = event
+        record.event, record.watched = event, {}
         record.triggered_at = record.in_service_at = record.in_time = None
         workflow.upsert_memo({ENTRY_MEMO: event.fingerprint})
         plan = await self._plan("Reckon times and units")
@@ -124,8 +127,7 @@ class EventPreProvisioningWorkflow(OnRecord):
         plan = await self._preflight(plan)
         plan = await self._trigger()
         await self._verify(plan.times)
-        await self._run_event(plan.times)
-        await self._release(plan.times)
+        await self._release(await self._run_event(plan.times))
 
     # ------------------------------------------------------------ before the event
 
@@ -250,38 +252,78 @@ class EventPreProvisioningWorkflow(OnRecord):
 
     # ------------------------------------------------------------ the event, and after it
 
-    async def _run_event(self, times: EventTimes) -> None:
-        record = self.record
-        left = times.ends_at - workflow.now()
-        self._enter(EventPhase.RUNNING, "the end of the event", "release the units", times.ends_at)
-        if left <= timedelta(0):
-            return
-        try:
-            watched = await self.unless(
-                self._has_moved,
-                wait(
-                    EventActivities.watch_event,
-                    WatchEvent(load=self._load(), poll_interval=self._policy.metrics.period, lasts=left),
-                    summary="Watch the load until the event ends",
-                    at_most=left,
-                ),
-            )
-        except ActivityError as error:
-            self.note("note", f"the event could not be watched: {failure(error)[1]}")
-            watched = None
-        self._check_moved()
+    async def _run_event(self, times: EventTimes) -> EventTimes:
+        """Watch the event; its end is moved while the load is too much for what would be left. Answers the times."""
+        record, planned_end = self.record, times.ends_at
+        while True:
+            self._enter(EventPhase.RUNNING, "the end of the event", "release the units", times.ends_at)
+            # Decided a moment ahead: with the demand at its end the units are released already.
+            unread = await self._watch(times.ends_at - DECIDED_AHEAD * self._policy.metrics.period)
+            ends_at = await self._decide_end(planned_end, times.ends_at)
+            if ends_at <= times.ends_at:
+                break
+            times = record.times = times.model_copy(update={"ends_at": ends_at})
         await self._until(times.ends_at, "The event ends")
-        if watched is None:
-            return
-        record.watched = watched.models
-        for model, seen in watched.models.items():
+        for model, seen in record.watched.items():
             self.note(
                 "finding",
                 f"{model}: at most {seen.peak_tokens_per_second:,.0f} of {seen.capacity_tokens_per_second:,.0f} "
                 f"tokens/s, {seen.throttles:,.0f} calls throttled",
             )
-        if watched.unread:
-            self.note("note", f"the load could not be read at the end: {watched.unread}")
+        if unread:
+            self.note("note", f"the load could not be read at the end: {unread}")
+        return times
+
+    async def _watch(self, until: datetime) -> str:
+        """Watch the load until then; answers why it could not be read at the end, or nothing."""
+        left = until - workflow.now()
+        if left <= timedelta(0):
+            return ""
+        request = WatchEvent(
+            load=self._load(), poll_interval=self._policy.metrics.period, lasts=left, seen=self.record.watched
+        )
+        try:
+            watched = await self.unless(
+                self._has_moved,
+                wait(EventActivities.watch_event, request, summary="Watch the load of the event", at_most=left),
+            )
+        except ActivityError as error:
+            return failure(error)[1]
+        self._check_moved()
+        if watched is None:
+            return ""
+        self.record.watched = watched.models
+        await self._until(until, "The event's load was watched")
+        return watched.unread
+
+    async def _decide_end(self, planned_end: datetime, ends_at: datetime) -> datetime:
+        """When the units go; a later end is asked for, and people are told of the first and of the last."""
+        assert self._snapshot is not None
+        request = EndEvent(
+            demands=[*self._demands.values()],
+            others=await self._others(),
+            watched=self.record.watched,
+            planned_end=planned_end,
+            ends_at=ends_at,
+            snapshot=self._snapshot,
+        )
+        try:
+            end = await decide(DecisionActivities.end_event, request, summary="May the units go at the end?")
+        except ActivityError as error:
+            self.note("note", f"the end stays as planned: {failure(error)[1]}")
+            return ends_at
+        event, why = planned(self.record.event), "; ".join(end.why)
+        if end.ends_at > ends_at:
+            for demand in list(self._demands.values()):
+                await self._set(demand.model_copy(update={"end": end.ends_at}))
+            later = f"the units of {event} stay until {utc(end.ends_at)}: {why}"
+            if ends_at == planned_end:
+                self.page(ON_CALL, later)
+            else:
+                self.note("capacity", later)
+        elif end.why:
+            self.page(SENIOR, f"the units of {event} go now, after the longest time the policy allows: {why}")
+        return end.ends_at
 
     def _load(self) -> LoadQuery:
         query, models = load_query(self._policy, None), self._policy.models
@@ -320,11 +362,8 @@ class EventPreProvisioningWorkflow(OnRecord):
         else:
             record.released_at = workflow.now()
         ready = how_in_time(record) if record.in_time else f"not in time: {how_in_time(record)}"
-        after = (
-            f"released {record.lasting(workflow.now() - times.ends_at)} after its end"
-            if not rest
-            else "not all released"
-        )
+        late = record.lasting(workflow.now() - times.ends_at)
+        after = "not all of it released" if rest else f"released {late} after its end"
         self._end(EventPhase.DONE, f"{ready}; {after}")
 
     async def _give_up(self) -> None:
@@ -350,21 +389,40 @@ class EventPreProvisioningWorkflow(OnRecord):
     # ------------------------------------------------------------ the demand and the row
 
     async def _plan(self, summary: str) -> EventPlan:
-        """The plan for the row as it is; on record."""
+        """The plan for the row as it is, on record; while there can be none, people are told, and it is tried again.
+
+        Raises:
+            _EntryMoved: the row changed meanwhile.
+        """
         assert self._snapshot is not None
-        record, others = self.record, list[Demand]()
-        for model in record.event.models:
+        record = self.record
+        while True:
+            others = tuple(await self._others())
+            request = PlanEvent(event=record.event, snapshot=self._snapshot, now=workflow.now(), others=others)
+            try:
+                plan = await decide(DecisionActivities.plan_event, request, summary=summary)
+            except ActivityError as error:
+                self._find([f"it cannot be planned: {failure(error)[1]}"])
+                again = workflow.now() + self._policy.calendar.sync_interval
+                await self._until(again, "Plan again")
+                self._snapshot = await load_policy()
+            else:
+                break
+        record.times, record.sizes, record.notes = plan.times, [*plan.sizes], [*plan.notes]
+        self.show()
+        return plan
+
+    async def _others(self) -> list[Demand]:
+        """Every demand for the event's models."""
+        others: list[Demand] = []
+        for model in self.record.event.models:
             try:
                 state = await read(EntityActivities.capacity_state, model, summary=f"Who else wants {model}?")
             except ActivityError as error:
                 self.note("note", f"other demands for {model} could not be read: {failure(error)[1]}")
             else:
                 others += state.demands
-        request = PlanEvent(event=record.event, snapshot=self._snapshot, now=workflow.now(), others=tuple(others))
-        plan = await decide(DecisionActivities.plan_event, request, summary=summary)
-        record.times, record.sizes, record.notes = plan.times, [*plan.sizes], [*plan.notes]
-        self.show()
-        return plan
+        return others
 
     async def _ask(self, plan: EventPlan) -> None:
         """Set the plan's demands, and withdraw those of models that it has no more."""

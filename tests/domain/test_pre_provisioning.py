@@ -13,9 +13,13 @@ from domain.policy import Policy
 from domain.pre_provisioning import (
     CalendarPlan,
     CalendarTable,
+    EndEvent,
+    EventEnd,
     PlanCalendar,
     PlanEvent,
     RunningEvent,
+    WatchedModel,
+    end_event,
     overlaps,
     plan_calendar,
     plan_event,
@@ -127,6 +131,51 @@ def test_of_overlapping_events_the_larger_counts_and_is_named() -> None:
     assert "our 26: ours, the larger, counts" in said[0]
     assert "our 26: either counts" in said[1]
     assert "our 26: larger, the larger, counts" in said[2]
+
+
+def test_a_cap_that_timetable_and_event_pass_together_is_said_days_ahead() -> None:
+    """Sonnet on Sunday: 0, 5, 8 and 15 units for 4, 6, 5 and 9 hours (205), and 15 more from 19:30 on."""
+    assert planned().findings == ()
+    capped = POLICY.capacity.model_copy(update={"max_unit_hours_per_day": 250})
+    policy = POLICY.model_copy(update={"capacity": capped})
+    [finding] = planned(snapshot=PolicySnapshot(policy=policy, clock=CLOCK)).findings
+    assert "sonnet is expected to need 280 on 2026-11-29, and capacity.max_unit_hours_per_day is 250" in finding
+    flat = POLICY.model_copy(
+        update={"timetable": None, "capacity": capped.model_copy(update={"max_unit_hours_per_day": 70})}
+    )
+    [finding] = planned(snapshot=PolicySnapshot(policy=flat, clock=CLOCK)).findings  # the baseline is others'
+    assert "sonnet is expected to need 105 on 2026-11-29" in finding  # a day of UTC without a timetable
+
+
+def ended(tokens_per_second: float, *others: Demand, moved: float = 0) -> EventEnd:
+    """The end of an event of 30 units at 01:30, `moved` by so many hours already."""
+    ends_at = MIDNIGHT + (1.5 + moved) * HOUR
+    own = demand("own", 30, -4, 1.5 + moved)
+    request = EndEvent(
+        demands=[own],
+        others=[own, *others],
+        watched={"sonnet": WatchedModel(tokens_per_second=tokens_per_second)},
+        planned_end=MIDNIGHT + 1.5 * HOUR,
+        ends_at=ends_at,
+        snapshot=SNAPSHOT,
+    )
+    return end_event(request)
+
+
+def test_the_units_stay_while_the_load_needs_them_and_no_longer_than_allowed() -> None:
+    half_past_one = MIDNIGHT + 1.5 * HOUR
+    assert ended(12_000).ends_at == half_past_one  # 80 % of the timetable's 15 units
+    later = ended(12_001)
+    assert later.ends_at == half_past_one + POLICY.calendar.prolong_by
+    assert "12,001 tokens/s are more than 80% of the 15,000 that 15 units leave" in later.why[0]
+    # At 02:00 the timetable has no units: what is left is the on-demand quota.
+    night = ended(9_000, moved=0.5)
+    assert night.ends_at == half_past_one + HOUR
+    assert "the 10,500 that 0 units leave" in night.why[0]
+    assert ended(25_000, demand("b", 30, 0, 3)).ends_at == half_past_one  # another event has as many
+    last = ended(25_000, moved=4)
+    assert last.ends_at == half_past_one + POLICY.calendar.max_prolong
+    assert last.why
 
 
 # ---------------------------------------------------------------- the sync

@@ -37,6 +37,8 @@ class FakeEvents:
         """Demands of the workflow."""
         self.denied: list[str] = []
         self.row = True
+        self.loads: list[float] = []
+        """Tokens/s at the end of the next watches; then none."""
 
     def asked(self, *names: str) -> list[Any]:
         return [argument for name, argument in self.calls if name in names]
@@ -100,7 +102,10 @@ class FakeEvents:
     @activity.defn
     async def watch_event(self, request: WatchEvent) -> WatchedEvent:
         self._saw(request)
-        seen = WatchedModel(peak_tokens_per_second=24_000, capacity_tokens_per_second=40_500, throttles=0)
+        last = self.loads.pop(0) if self.loads else 0
+        seen = WatchedModel(
+            peak_tokens_per_second=24_000, capacity_tokens_per_second=40_500, tokens_per_second=last, throttles=0
+        )
         return WatchedEvent(models=dict.fromkeys(request.load.models, seen))
 
     @activity.defn

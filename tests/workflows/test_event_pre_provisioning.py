@@ -318,3 +318,35 @@ async def test_a_demand_that_got_lost_is_set_again(lab: Lab) -> None:
     await lab.passes_to(times.needed_at + MINUTE)
     await lab.asked("set_demand", 3)
     assert (await lab.until(lambda record: record.in_service_at)).in_service_at is not None
+
+
+async def test_units_stay_while_the_load_is_too_much_for_what_would_be_left(lab: Lab) -> None:
+    lab.fakes.loads = [20_000, 20_000, 3_000]
+    await lab.start(lab.event(days=1))
+    times = await lab.times()
+    await lab.passes_to(times.buy_at + MINUTE)
+    await lab.reaches(EventPhase.PROVISIONING)
+    await lab.says("in_service", "sonnet")
+    await lab.passes_to(times.ends_at - MINUTE)
+    [page] = await lab.paged("on-call")
+    assert "sonnet: 20,000 tokens/s are more than 80% of the 15,000 that 15 units leave" in page
+    assert lab.fakes.asked("withdraw_demand") == []
+    by = POLICY.calendar.prolong_by
+    await lab.passes_to(times.ends_at + 2 * by + MINUTE)
+    record = await lab.result()
+    assert [demand.end for demand in lab.fakes.asked("set_demand")[-2:]] == [times.ends_at + by, times.ends_at + 2 * by]
+    assert record.times is not None
+    assert record.times.ends_at == times.ends_at + 2 * by
+    assert len(lab.fakes.pages("on-call")) == 1
+    assert lab.fakes.pages("senior on-call") == []
+
+
+async def test_a_policy_that_has_lost_the_type_is_told_and_waited_out(lab: Lab) -> None:
+    types = {name: kind for name, kind in POLICY.calendar.event_types.items() if name != "monday_release"}
+    lab.fakes.policy = POLICY.model_copy(update={"calendar": POLICY.calendar.model_copy(update={"event_types": types})})
+    await lab.start(lab.event(days=1))
+    [page] = await lab.paged("on-call")
+    assert "cannot be planned: type: 'monday_release' is not allowed: there are final_chapter" in page
+    lab.fakes.policy = POLICY
+    await lab.passes_to(datetime.now(TOKYO) + POLICY.calendar.sync_interval + MINUTE)
+    assert await lab.times()
