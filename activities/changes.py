@@ -72,7 +72,9 @@ class ChangeActivities:
         return [
             (entry.at, f"{entry.knob} lease {entry.action} by {entry.holder.id} ({entry.reason})")
             for entry in self._ledger.history(since)
-            if entry.action in ("acquired", "released") and entry.holder.id != incident_id
+            if entry.action in ("acquired", "released")
+            and entry.holder.id != incident_id
+            and entry.holder.kind != "capacity"  # what capacity does about a shortage is no cause of it
         ]
 
     def _deployments(self, since: datetime) -> list[tuple[datetime, str]]:

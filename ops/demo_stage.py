@@ -83,10 +83,10 @@ class DemoResult(BaseModel):
     """From the alarm's change to every knob in Redis and the capacity request accepted, in real seconds; None: the
     scenario has no alarm."""
     verified: bool = False
-    """Scenario 1: the service was seen recovered, every measure held for its time. Pre-provisioning: the units were in
-    service before the event with the policy's margin."""
+    """Of an incident: the service was seen recovered, every measure held for its time. Pre-provisioning: the units were
+    in service before the event with the policy's margin."""
     reverted: bool = False
-    """Scenario 1: every lever that was taken was released. Pre-provisioning: the event's units were, after it."""
+    """Of an incident: every lever that was taken was released. Pre-provisioning: the event's units were, after it."""
     knobs_at_baseline: bool = False
     capacity_at_baseline: bool = False
     report: str | None = None
