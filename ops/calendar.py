@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -279,6 +280,7 @@ class Calendar(Asking):
 
     # ------------------------------------------------------------------ the table
 
+    @cached_property
     def _dynamodb(self) -> "DynamoDBClient":
         from workers.clients import AwsClients
 
@@ -292,7 +294,7 @@ class Calendar(Asking):
         """
         table = self._settings.event_table
         try:
-            return call(self._dynamodb())
+            return call(self._dynamodb)
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code == "ResourceNotFoundException":

@@ -115,8 +115,10 @@ class EventPreProvisioningWorkflow(OnRecord):
             _EntryMoved: the row changed meanwhile.
         """
         record = self.record
-        record.event, record.watched = event, {}
-        record.triggered_at = record.in_service_at = record.in_time = None
+        if record.in_time is None or record.event.starts_at != event.starts_at or not self._has_begun():
+            record.triggered_at = record.in_service_at = record.in_time = None
+            record.watched = {}
+        record.event = event
         workflow.upsert_memo({ENTRY_MEMO: event.fingerprint})
         plan = await self._plan("Reckon times and units")
         if self._demands:
@@ -176,11 +178,11 @@ class EventPreProvisioningWorkflow(OnRecord):
         self._snapshot = await load_policy()
         plan = await self._plan("Size it by the policy and the forecast as they are now")
         times, now = plan.times, workflow.now()
-        record.triggered_at = now
+        record.triggered_at = record.triggered_at or now
         self._enter(EventPhase.PROVISIONING, "the units to be in service", "verify", times.verify_by)
         said = "; ".join(size.arithmetic for size in plan.sizes)
         self.note("capacity", f"provisioning is triggered: {said}")
-        if now > times.needed_at + PROMPT:
+        if now > times.needed_at + PROMPT and record.in_time is None:
             left = "in " + record.lasting(times.starts_at - now) if now < times.starts_at else "and runs already"
             self.page(ON_CALL, f"{planned(record.event)}, {left}, is provisioned for only now")
         self._find([*plan.findings])
@@ -193,6 +195,8 @@ class EventPreProvisioningWorkflow(OnRecord):
         """See that all of it comes into service and stays; say early when it does not, judge at `verify_by`."""
         record = self.record
         assert record.triggered_at is not None
+        if record.in_time is not None:
+            return  # judged before the event began; it was changed since
         for deadline, to in ((times.needed_at, ON_CALL), (times.verify_by, SENIOR)):
             if deadline > record.triggered_at:
                 await self._until(deadline, "Should be in service" if to is ON_CALL else "Verify")
@@ -512,6 +516,10 @@ class EventPreProvisioningWorkflow(OnRecord):
 
     def _has_moved(self) -> bool:
         return bool(self._removed) or self._entry.fingerprint != self.record.event.fingerprint
+
+    def _has_begun(self) -> bool:
+        times = self.record.times
+        return times is not None and workflow.now() >= times.starts_at
 
     def _check_moved(self) -> None:
         if self._has_moved():

@@ -341,6 +341,24 @@ async def test_units_stay_while_the_load_is_too_much_for_what_would_be_left(lab:
     assert lab.fakes.pages("senior on-call") == []
 
 
+async def test_an_event_that_is_changed_while_it_runs_was_in_time_all_the_same(lab: Lab) -> None:
+    event = lab.event(days=1, multiplier=3)
+    await lab.start(event)
+    times = await lab.times()
+    await lab.passes_to(times.buy_at + MINUTE)
+    await lab.reaches(EventPhase.PROVISIONING)
+    await lab.says("in_service", "sonnet")
+    await lab.passes_to(times.starts_at + MINUTE)
+    await lab.reaches(EventPhase.RUNNING)
+    await lab.handle.signal(EVENT_CHANGED, event.model_copy(update={"multiplier": 4.0}))
+    await lab.until(lambda record: record.event.multiplier == 4)
+    demand = (await lab.asked("set_demand", 4))[-1]
+    assert (demand.units, demand.end) == (30, times.ends_at)
+    record = await lab.reaches(EventPhase.RUNNING)
+    assert record.in_time
+    assert lab.fakes.asked("page") == []
+
+
 async def test_a_policy_that_has_lost_the_type_is_told_and_waited_out(lab: Lab) -> None:
     types = {name: kind for name, kind in POLICY.calendar.event_types.items() if name != "monday_release"}
     lab.fakes.policy = POLICY.model_copy(update={"calendar": POLICY.calendar.model_copy(update={"event_types": types})})
