@@ -135,9 +135,4 @@ def _unknown(grant: Grant, detail: str) -> PermissionFinding:
 
 def _denied(grant: Grant, scope: Scope, detail: str) -> PermissionFinding:
     statement = as_json(statement_for(grant.action, scope))
-    return PermissionFinding(
-        action=grant.action,
-        verdict="denied",
-        detail=f"{grant.action} is denied. Add to the role: {statement} ({detail})",
-        statement=statement,
-    )
+    return PermissionFinding(action=grant.action, verdict="denied", detail=detail, statement=statement)

@@ -260,6 +260,20 @@ def check_planned(event: CalendarEvent, policy: Policy, multiplier: float | None
             raise EntryError("models", name, f"it can have no provisioned units: models.{name}.{limit} is 0")
 
 
+def check_sold(event: CalendarEvent, policy: Policy, region: str) -> None:
+    """Whether AWS sells provisioned throughput for all its models in `region`, as far as the policy knows.
+
+    Raises:
+        EntryError: not for one of them.
+    """
+    for name in event.models:
+        model = policy.models[name]
+        if not model.sold_in(region):
+            where = ", ".join(model.provisioned_regions or ()) or "no region"
+            said = f"its units are not sold in {region} but in {where} (models.{name}.provisioned_regions)"
+            raise EntryError("models", name, said)
+
+
 def moment_of(start: str, zone: str | None) -> datetime:
     """A start as people give it: ISO 8601, with its offset or with a zone of the IANA database.
 

@@ -356,7 +356,7 @@ class PermissionFinding(BaseModel):
     action: str
     verdict: Literal["allowed", "denied", "not verifiable"]
     detail: str
-    """In words: how it was found out, or why it could not be, and what to do about it."""
+    """In words: how it was found out, or why it could not be."""
     statement: str = ""
     """JSON of the IAM statement to add, where one is missing."""
 

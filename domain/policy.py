@@ -72,6 +72,10 @@ class ModelPolicy(Section):
         """Ceiling or quota, whichever is lower."""
         return self.ceiling_units if self.quota_units is None else min(self.ceiling_units, self.quota_units)
 
+    def sold_in(self, region: str) -> bool:
+        """Whether AWS sells provisioned throughput for it there, as far as is known."""
+        return self.provisioned_regions is None or region in self.provisioned_regions
+
     def clamped(self, units: int) -> int:
         """`units` within floor, ceiling and quota."""
         return min(max(units, self.floor_units), self.most_units)

@@ -22,6 +22,7 @@ from domain.calendar import (
     CalendarEvent,
     EntryError,
     EventStatus,
+    check_sold,
     duration_text,
     entry,
     events_of,
@@ -125,7 +126,9 @@ class Calendar(Asking):
         """
         who = await self._may(token, "add", given.get("event_id", given.get("type", "event")))
         with _as_ops_error():
-            event = entry(given, policy=self._policy_as_written(), now=self._now(), asked_by=who)
+            policy = self._policy_as_written()
+            event = entry(given, policy=policy, now=self._now(), asked_by=who)
+            check_sold(event, policy, self._settings.aws_region)
         if not await asyncio.to_thread(self._put, event):
             raise OpsError(
                 f"There is an event {event.event_id!r} already.",
@@ -202,6 +205,7 @@ class Calendar(Asking):
                 own_offset = bool(_OFFSET.search(given.get("start", "")))
                 usual = {field: text for field, text in defaults.items() if field != "zone" or not own_offset}
                 event = entry({"source": name, **usual, **given}, policy=policy, now=now, asked_by=who)
+                check_sold(event, policy, self._settings.aws_region)
                 known = there.get(event.event_id) or good.get(event.event_id)
                 if known is not None and known.fingerprint != event.fingerprint:
                     said = "there is one already that is planned otherwise; `runbooks calendar edit` changes it"
@@ -231,6 +235,7 @@ class Calendar(Asking):
             raise OpsError(f"{event_id} is over.", "Add a new event.", ExitCode.NOT_POSSIBLE)
         with _as_ops_error():
             after = _merged(before, given, policy, now, who)
+            check_sold(after, policy, self._settings.aws_region)
         after = after.model_copy(update={"status": EventStatus.ACCEPTED if accept else before.status})
         if not await asyncio.to_thread(self._write_plan, before, after):
             raise OpsError(f"{event_id} was removed at this very moment.", LOOK, ExitCode.NOT_FOUND)

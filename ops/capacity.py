@@ -334,8 +334,8 @@ class Capacities(Asking):
         """What a person asks for, in real time, if it is allowed."""
         spec = _spec(policy, model)
         region = self._settings.aws_region
-        if spec.provisioned_regions is not None and region not in spec.provisioned_regions:
-            allowed = ", ".join(spec.provisioned_regions) or "none"
+        if not spec.sold_in(region):
+            allowed = ", ".join(spec.provisioned_regions or ()) or "none"
             raise _not_allowed("region", region, f"{allowed} (models.{model}.provisioned_regions)")
         if not 1 <= units <= spec.most_units:
             limit = "ceiling_units" if spec.most_units == spec.ceiling_units else "quota_units"

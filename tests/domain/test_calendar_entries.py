@@ -9,6 +9,7 @@ from domain.calendar import (
     EntryError,
     EventStatus,
     check_planned,
+    check_sold,
     duration_of,
     duration_text,
     entry,
@@ -116,6 +117,16 @@ def test_what_stands_in_the_table_is_checked_by_the_same_rules() -> None:
     for change in ({"multiplier": 1000.0}, {"models": ("opus",)}, {"lead_time": timedelta(0)}, {"type": "x"}):
         with pytest.raises(EntryError):
             check_planned(event.model_copy(update=change), POLICY)
+
+
+def test_models_that_the_region_does_not_sell_are_refused() -> None:
+    event, sold = entered(), {"provisioned_regions": ("us-east-1", "us-west-2")}
+    sonnet = POLICY.models["sonnet"].model_copy(update=sold)
+    policy = POLICY.model_copy(update={"models": {**POLICY.models, "sonnet": sonnet}})
+    check_sold(event, POLICY, "ap-northeast-1")
+    check_sold(event, policy, "us-east-1")
+    with pytest.raises(EntryError, match=r"models: 'sonnet' .* not sold in ap-northeast-1 but in us-east-1, us-west-2"):
+        check_sold(event, policy, "ap-northeast-1")
 
 
 def test_only_accepted_rows_count_and_none_that_an_incident_taught() -> None:
