@@ -240,6 +240,8 @@ def _figure(
     _finish(latency, "P99 latency, ms")
     _finish(hits, "Cache hit rate, %")
     limit = policy.recovery.max_p99_ms
+    latency.set_ylim(top=max(latency.get_ylim()[1], 1.1 * limit))
+    throttles.set_ylim(top=max(throttles.get_ylim()[1], 1))
     latency.axhline(limit, color=_RED, linewidth=1, linestyle=":")
     latency.text(
         1.01, limit, f"limit {limit:,.0f} ms", transform=latency.get_yaxis_transform(), color=_RED, va="center"
