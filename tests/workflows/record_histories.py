@@ -24,6 +24,7 @@ from temporalio.worker import Worker
 from activities.entities import EntityActivities, start_override
 from domain.alarms import AlarmState
 from domain.calendar import CalendarEvent
+from domain.capacity import Demand, DemandKind, DemandOutcome
 from domain.errors import ErrorKind
 from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
 from domain.knobs import KnobName
@@ -32,19 +33,28 @@ from domain.messages import (
     ACKNOWLEDGE,
     ALARM_CHANGED,
     APPROVE,
+    APPROVE_CAPACITY,
     APPROVE_KEEP,
     APPROVE_REVERT,
     CAPACITY_STATE,
+    CAPACITY_WORKFLOW,
     EXTEND,
     HAND_OVER,
     INCIDENT_WORKFLOW,
     LEASES_LOST,
     OVERRIDE_WORKFLOW,
+    PAUSE_CAPACITY,
+    RECONCILE_NOW,
     RECORD,
     REJECT,
     RELEASE,
     RELEASE_LEVER,
+    RESUME_CAPACITY,
+    SET_DEMAND,
     TAKE_OVER,
+    WITHDRAW_DEMAND,
+    ApproveCapacity,
+    CapacityInput,
     CapacityState,
     ExtendRequest,
     HandOverRequest,
@@ -57,12 +67,13 @@ from domain.messages import (
     StartOverride,
     TakeOverRequest,
     UpdateResult,
+    WithdrawDemand,
     capacity_id,
     incident_id,
     override_id,
 )
 from domain.override import OverrideKind
-from domain.policy import Policy
+from domain.policy import LadderPolicy, Policy
 from domain.pre_provisioning import EVENT_CHANGED, EVENT_WORKFLOW, EventInput, event_workflow_id
 from tests.servers import TemporalServer
 from tests.workflows.fake_events import FakeEvents
@@ -168,21 +179,27 @@ class Play:
 
     async def histories(self) -> list[WorkflowHistory]:
         """Of every workflow that took part, once all is at rest; the capacity workflow is ended."""
-        await self.incident.result()
-        if self.incident.id == incident_id(KEY):
+        if self.incident.id != capacity_id(MODEL):
+            await self.incident.result()
+        if self.incident.id in (incident_id(KEY), capacity_id(MODEL)):
             await self._capacity_rests()
         started = f"StartTime >= '{self.started_at.isoformat()}'"
         runs = [(execution.id, execution.run_id) async for execution in self.client.list_workflows(started)]
         return [await self.client.get_workflow_handle(id, run_id=run).fetch_history() for id, run in sorted(runs)]
 
     async def _capacity_rests(self) -> None:
+        await self.capacity_is(lambda state: not state.demands and len(state.fleet) <= 1)
+        await self.client.get_workflow_handle(capacity_id(MODEL)).terminate("recorded")
+
+    async def capacity_is(self, what: Callable[[CapacityState], bool]) -> CapacityState:
+        """Waits until capacity is so, and its workflow at rest."""
         handle = self.client.get_workflow_handle(capacity_id(MODEL))
         async with asyncio.timeout(20):
-            state = None
-            while state is None or state.doing != "idle" or state.demands or len(state.fleet) > 1:
-                state = await handle.query(CAPACITY_STATE, result_type=CapacityState)
+            while True:
+                state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState)
+                if state.doing == "idle" and what(state):
+                    return state
                 await asyncio.sleep(0.05)
-        await handle.terminate("recorded")
 
 
 async def approved(play: Play) -> None:
@@ -312,6 +329,42 @@ async def taken_over(play: Play) -> None:
     await play.asks(TAKE_OVER, ENGINEER, request=request)
 
 
+async def short_of_units(play: Play) -> None:
+    """AWS refuses units: the ladder to its last rung, and the kill switch; then they come, and go again."""
+    poor = POLICY.models[MODEL].model_copy(update={"on_demand_tokens_per_second": 0})
+    policy = POLICY.model_copy(
+        update={"models": {**POLICY.models, MODEL: poor}, "ladder": LadderPolicy(climb_every=SECOND / 5)}
+    )
+    play.world.snapshot = play.world.snapshot.model_copy(update={"policy": policy})
+    play.world.refused = {"create_model": ErrorKind.QUOTA_EXCEEDED}
+    input = CapacityInput(state=CapacityState(model=MODEL))
+    play.incident = await play.client.start_workflow(CAPACITY_WORKFLOW, input, id=capacity_id(MODEL), task_queue=MODEL)
+    now = datetime.now(UTC)
+    demand = Demand(
+        demand_id=ENGINEER,
+        model=MODEL,
+        kind=DemandKind.PERSON,
+        units=20,
+        start=now,
+        end=now + timedelta(hours=1),
+        reason="a launch",
+        asked_by=ENGINEER,
+    )
+    await play.incident.execute_update(SET_DEMAND, demand, result_type=DemandOutcome)
+    [rung] = (await play.capacity_is(lambda state: bool(state.awaiting))).awaiting
+    consent = ApproveCapacity(who=APPROVER, why="as agreed", approval_id=rung.approval_id)
+    await play.asks(APPROVE_CAPACITY, ENGINEER, "denied", consent.model_copy(update={"who": ENGINEER}))
+    await play.asks(APPROVE_CAPACITY, APPROVER, request=consent)
+    await play.capacity_is(lambda state: len(state.leases) == 2)
+    await play.asks(PAUSE_CAPACITY, ENGINEER)
+    await play.asks(RESUME_CAPACITY, APPROVER)
+    play.world.refused = {}
+    await play.asks(RECONCILE_NOW, ENGINEER)
+    await play.capacity_is(lambda state: state.units_in_service == 20 and not state.leases)
+    over = WithdrawDemand(model=MODEL, demand_id=ENGINEER, reason="over")
+    await play.incident.execute_update(WITHDRAW_DEMAND, over, result_type=DemandOutcome)
+
+
 async def event(play: Play) -> None:
     """A calendar event, moved while it waits; bought for, in service in time, over, released."""
     soon = {"lead_time": SECOND, "lasts": SECOND}
@@ -357,6 +410,7 @@ PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
         override,
         kept,
         taken_over,
+        short_of_units,
         event,
     )
 }

@@ -65,6 +65,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
         "scaling_lag": throttled - {THROTTLE_MITIGATION_WORKFLOW} | {SCALING_LAG_MITIGATION_WORKFLOW},
         "override": {OVERRIDE_WORKFLOW},
         "event": {EVENT_WORKFLOW, CAPACITY_WORKFLOW},
+        "short_of_units": {CAPACITY_WORKFLOW},
         "kept": throttled | {OVERRIDE_WORKFLOW},
         "taken_over": throttled | {OVERRIDE_WORKFLOW},
     }
