@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from domain.knobs import KnobName, KnobValue, baseline_value
-from domain.policy import Policy
+from domain.policy import RecordedPolicy
 from domain.routes import Overflow
 
 
@@ -35,7 +35,7 @@ class Shortage(BaseModel):
     """Missing now."""
     since: AwareDatetime
     now: AwareDatetime
-    policy: Policy
+    policy: RecordedPolicy
 
 
 class Rung(BaseModel):

@@ -29,7 +29,7 @@ from domain.load import LoadSnapshot
 from domain.mitigation import MitigationPlan
 from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
-from domain.policy import ModelPolicy, Policy, RecoveryPolicy
+from domain.policy import ModelPolicy, Policy, RecordedPolicy, RecoveryPolicy
 from domain.purchases import Consent, Purchase
 
 TASK_QUEUE = "runbooks"
@@ -69,7 +69,7 @@ def capacity_id(model: str) -> str:
 class PolicySnapshot(Message):
     """What `load_policy` returns: the policy with business durations already divided by the clock's speed."""
 
-    policy: Policy
+    policy: RecordedPolicy
     clock: RehearsalClock
     broken: str = ""
     """Why the policy file as it is now could not be used; this is the last good one then."""
@@ -279,7 +279,7 @@ class AssessOverride(Message):
     ends_at: AwareDatetime
     leases: list[Lease]
     load: LoadSnapshot | None
-    policy: Policy
+    policy: RecordedPolicy
 
 
 class RenewStanding(Message):
@@ -465,7 +465,7 @@ class DiagnoseThrottle(Message):
 
     evidence: Evidence
     runbook: RunbookName = "throttle"
-    policy: Policy = Policy()
+    policy: RecordedPolicy = Policy()
     """Scenario 4's thresholds."""
 
 
@@ -504,7 +504,7 @@ class GuardRelease(Message):
     held: list[Lever]
     model: str
     load: LoadSnapshot
-    policy: Policy
+    policy: RecordedPolicy
     base_units: int
     """What is there without the incident's own."""
 

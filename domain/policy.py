@@ -9,7 +9,16 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from domain.clock import ScaledDuration, ZoneName
 from domain.knobs import (
@@ -28,11 +37,26 @@ MAX_LEASE = timedelta(days=7)
 """As long as the ledger grants one (`LeaseRequest.duration_ms`)."""
 
 
+_RECORDED = {"recorded": True}
+
+
 class Section(BaseModel):
-    """A part of the policy: immutable. A file's unknown names are refused where it is read; what an earlier version
-    recorded is taken, so that workflows in flight survive an upgrade that drops a field."""
+    """A part of the policy: immutable. A file's unknown names are refused where it is read.
+
+    What an earlier version recorded is taken as it is (`RecordedPolicy`): workflows in flight survive an upgrade that
+    drops a field, or whose defaults contradict what was recorded.
+    """
 
     model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="after")
+    def _checked(self, info: ValidationInfo) -> Self:
+        if info.context is not _RECORDED:
+            self.check()
+        return self
+
+    def check(self) -> None:
+        """Raises ValueError where fields contradict each other."""
 
 
 class ModelPolicy(Section):
@@ -80,14 +104,13 @@ class ModelPolicy(Section):
         """`units` within floor, ceiling and quota."""
         return min(max(units, self.floor_units), self.most_units)
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
         if not self.floor_units <= self.baseline_units <= self.ceiling_units:
             raise ValueError(
                 f"floor_units {self.floor_units} <= baseline_units {self.baseline_units} "
                 f"<= ceiling_units {self.ceiling_units} does not hold"
             )
-        return self
 
 
 class IntentPolicy(Section):
@@ -132,13 +155,12 @@ class CapacityPolicy(Section):
     """How often the fleet is compared with the demands (S4: health check every 15 min)."""
     name_prefix: str = "runbooks"
 
-    @model_validator(mode="after")
-    def _in_time(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
         if self.provisioning_lead < self.provisioning_lag:
             raise ValueError(
                 f"provisioning_lead {self.provisioning_lead} must be at least provisioning_lag {self.provisioning_lag}"
             )
-        return self
 
 
 class TimetableWindow(Section):
@@ -192,8 +214,8 @@ class TimetablePolicy(Section):
         stands = sum(x.units[model] * _seconds_after(x.start, x.end) for x in ordered) / 3600
         return stands + sum(rises) * (1 + lead_hours)
 
-    @model_validator(mode="after")
-    def _covers_the_day(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
         names = set(self.models)
         for window in self.windows:
             if set(window.units) != names:
@@ -214,7 +236,6 @@ class TimetablePolicy(Section):
                 raise ValueError(
                     f"windows: {window.span} and {following.span} overlap; every moment of the day must have one window"
                 )
-        return self
 
 
 def _seconds_after(start: time, end: time) -> float:
@@ -329,14 +350,13 @@ class LeasePolicy(Section):
     cache_ttl_seconds: ScaledDuration = timedelta(hours=2, minutes=15)
     renew_every: ScaledDuration = timedelta(hours=1)
 
-    @model_validator(mode="after")
-    def _staggered(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
         if not self.renew_every < self.model_routing <= self.cache_ttl_seconds:
             raise ValueError(
                 "renew_every < model_routing <= cache_ttl_seconds does not hold: "
                 "a dead control plane would lapse in the wrong order"
             )
-        return self
 
 
 class LatencyStage(Section):
@@ -384,11 +404,10 @@ class OverridesPolicy(Section):
     late_after: timedelta = timedelta(seconds=5)
     """An end that is noticed so late was missed: the control plane was away. Technical, not scaled."""
 
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
         if not self.default_duration <= self.max_duration <= MAX_LEASE:
             raise ValueError(f"default_duration <= max_duration <= {MAX_LEASE.days} days does not hold")
-        return self
 
 
 class EscalationPolicy(Section):
@@ -532,8 +551,8 @@ class CalendarPolicy(Section):
     match_after: ScaledDuration = timedelta(hours=6)
     """An incident belongs to an event that starts within `match_before` ahead or started within `match_after`."""
 
-    @model_validator(mode="after")
-    def _within_bounds(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
         for name, kind in self.event_types.items():
             if not self.min_multiplier <= kind.multiplier <= self.max_multiplier:
                 raise ValueError(
@@ -545,7 +564,6 @@ class CalendarPolicy(Section):
                     f"event_types.{name}.lead_time: {kind.lead_time} is not within verify_margin "
                     f"{self.verify_margin} and max_lead_time {self.max_lead_time}"
                 )
-        return self
 
 
 Hourly = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=24, max_length=24)]
@@ -669,8 +687,14 @@ class Policy(Section):
     def _over_the_declared(cls, given: object) -> object:
         return {**declared_baselines(), **given} if isinstance(given, dict) else given
 
-    @model_validator(mode="after")
-    def _names_exist(self) -> Self:
+    def check(self) -> None:
+        """See `Section`."""
+        self._names_exist()
+        self._timetable_holds()
+        self._caps_leave_the_plan()
+        self._standing_is_renewed()
+
+    def _names_exist(self) -> None:
         for name, intent in self.intents.items():
             for model in (intent.model, intent.downgrade_to):
                 if model is not None and model not in self.models:
@@ -683,10 +707,8 @@ class Policy(Section):
         for feature in self.ladder.features_off or ():
             if feature not in self.features:
                 raise ValueError(f"ladder.features_off: there is no feature {feature!r}; there are {self.features}")
-        return self
 
-    @model_validator(mode="after")
-    def _timetable_holds(self) -> Self:
+    def _timetable_holds(self) -> None:
         for window in self.timetable.windows if self.timetable else ():
             for name, units in window.units.items():
                 where = f"timetable.windows: {window.span}: units.{name}"
@@ -700,10 +722,8 @@ class Policy(Section):
                     )
                 if units == 0:
                     self._on_demand_carries(window, name, where)
-        return self
 
-    @model_validator(mode="after")
-    def _caps_leave_the_plan(self) -> Self:
+    def _caps_leave_the_plan(self) -> None:
         """What is planned anyway must fit into the daily caps, or every day would ask a person."""
         capacity = self.capacity
         for name, spec in self.models.items():
@@ -721,7 +741,6 @@ class Policy(Section):
                         f"capacity.{cap}: {limit:g}; at least {math.ceil(need * price)} are needed, "
                         f"for {what} alone comes to that with {name}"
                     )
-        return self
 
     def _on_demand_carries(self, window: TimetableWindow, name: str, where: str) -> None:
         """Raises ValueError unless the on-demand quota carries the model's load in the window."""
@@ -749,11 +768,9 @@ class Policy(Section):
         flags = baseline_value(KnobName.FEATURE_FLAG, self.baseline)
         return sorted(flags) if isinstance(flags, dict) else []
 
-    @model_validator(mode="after")
-    def _standing_is_renewed(self) -> Self:
+    def _standing_is_renewed(self) -> None:
         if not self.leases.renew_every < self.overrides.standing_lease:
             raise ValueError("leases.renew_every < overrides.standing_lease does not hold: it would lapse in between")
-        return self
 
     @property
     def baseline(self) -> Baseline:
@@ -764,3 +781,11 @@ class Policy(Section):
             model_ranks={name: model.rank for name, model in self.models.items()},
             others={**self.knobs},
         )
+
+
+def _as_recorded(given: object, handler: ValidatorFunctionWrapHandler) -> object:
+    return given if isinstance(given, Policy) else Policy.model_validate(given, context=_RECORDED)
+
+
+RecordedPolicy = Annotated[Policy, WrapValidator(_as_recorded)]
+"""A policy in a message, perhaps of an earlier version: what contradicts itself by now is taken all the same."""

@@ -151,7 +151,9 @@ def test_a_snapshot_tells_stale_from_fresh_and_remembers_the_p99_before() -> Non
     start = datetime(2026, 11, 30, tzinfo=UTC)
     minute = timedelta(minutes=1)
     names = ("throttles sonnet", "invocations sonnet", "sent sonnet", "capacity sonnet", "offered faq")
-    series = {name: {start + 9 * minute: 100.0} for name in (*names, "queue", "fallback", "hits", "tasks")}
+    series = {
+        name: {start + 9 * minute: 100.0} for name in (*names, "queue", "fallback", "hits", "tasks", "calls per task")
+    }
     series["p99"] = {start: 2_600.0, start + 9 * minute: 9_800.0}
     series["queue"] = {start: 340.0}
     load = snapshot(series, ["sonnet"], ["faq"], start + 10 * minute, minute)
