@@ -55,7 +55,7 @@ class CouplingState(Message):
     """What one run leaves to the next, as the schedule's last result."""
 
     tasks: float | None = None
-    """Running ECS tasks at the last look."""
+    """Running ECS tasks that capacity has been compared with."""
     over_since: dict[str, AwareDatetime] = Field(default_factory=dict)
     """By model: since when demand has been over the utilisation."""
     firings: list[Firing] = Field(default_factory=list)
@@ -112,11 +112,11 @@ def plan(
         for model, state in capacity.items()
         if _utilisation(needed[model], state, policy.models[model]) > coupling.over_utilisation
     }
-    looked = before.model_copy(update={"tasks": before.tasks if tasks is None else tasks, "over_since": over_since})
     rose = tasks is not None and before.tasks is not None and tasks > before.tasks
     demands: list[Demand] = []
     proposals: list[Proposal] = []
     said: list[str] = []
+    waits = False
     for model, state in capacity.items():
         if load.model(model).throttles or state.paused is not None:
             continue
@@ -125,6 +125,11 @@ def plan(
         if asked is None:
             continue
         units, rule, why = asked
+        last = max((firing.at for firing in kept if firing.model == model), default=None)
+        if last is not None and now - last < coupling.cooldown:
+            waits = True
+            said.append(f"{model}: {why}: the last demand was at {utc(last)}, within the cooldown")
+            continue
         firing, words = _fire(model, units, rule, snapshot, now, state, kept)
         said.append(f"{model}: {why}: {words}")
         if firing is None:
@@ -141,7 +146,14 @@ def plan(
         rate=rate,
         release=[held.lease_id] if held and (rate is None or rate.lease_id != held.lease_id) else [],
         proposals=proposals,
-        state=looked.model_copy(update={"firings": kept, "rate": rate, "said": said}),
+        state=CouplingState(
+            # Tasks that rose within the cooldown are looked at again after it.
+            tasks=before.tasks if tasks is None or (rose and waits) else tasks,
+            over_since=over_since,
+            firings=kept,
+            rate=rate,
+            said=said,
+        ),
     )
 
 
@@ -204,9 +216,6 @@ def _fire(
     own = next((d.units for d in state.demands if d.asked_by == CAPACITY_COUPLING and _lasts(d, policy, now)), 0)
     if units <= max(others, own):
         return None, f"{max(others, own)} units are wanted already"
-    last = max((firing.at for firing in firings if firing.model == model), default=None)
-    if last is not None and now - last < coupling.cooldown:
-        return None, f"the last demand was at {utc(last)}, within the cooldown"
     day = clock.business(now) - timedelta(days=1)
     hours = clock.business_duration(coupling.hold) / HOUR
     spent = sum(

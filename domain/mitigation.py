@@ -89,7 +89,7 @@ def _room(target: str, load: LoadSnapshot, policy: Policy) -> float:
         return 0
     usable = remaining_tokens_per_second(spec.baseline_units, spec)
     if now.capacity_tokens_per_second is not None and spec.baseline_units:
-        usable = min(usable, max(0.0, now.capacity_tokens_per_second - spec.on_demand_tokens_per_second))
+        usable = max(0.0, now.capacity_tokens_per_second - spec.on_demand_tokens_per_second)
     return policy.throttle.downgrade_headroom * usable
 
 

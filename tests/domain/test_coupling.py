@@ -151,6 +151,14 @@ def test_one_budget_and_one_cooldown_for_both_rules() -> None:
     assert look(tasks=15, sonnet=7_000, before=yesterday).demands[0].units == 9
 
 
+def test_tasks_that_rise_within_the_cooldown_are_answered_after_it() -> None:
+    first = look(tasks=25)
+    second = look(tasks=35, before=first.state, at=NOW + 3 * MINUTE)
+    assert (first.demands[0].units, second.demands, second.state.tasks) == (11, [], 25)
+    third = look(tasks=35, before=second.state, at=NOW + 5 * MINUTE)
+    assert (third.demands[0].units, third.state.tasks) == (15, 35)
+
+
 def test_what_others_want_already_is_not_asked_for_again() -> None:
     incident = Demand(
         demand_id="incident-x",
