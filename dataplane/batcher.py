@@ -68,8 +68,15 @@ class Meter(Protocol):
         """A batch left; `waits` are its requests' seconds in the queue."""
         ...
 
-    def served(self, model: str, group: str, results: Sequence[Answer | RequestRefused], seconds: float) -> None:
-        """A batch came back."""
+    def served(
+        self,
+        model: str,
+        group: str,
+        requests: Sequence[Request],
+        results: Sequence[Answer | RequestRefused],
+        seconds: float,
+    ) -> None:
+        """A batch came back, a result for each of its requests."""
         ...
 
     def coalesced(self, intent: str) -> None:
@@ -404,7 +411,7 @@ class Batcher:
         lane.controller.served(now, len(items), taken)
         tokens = sum(result.input_tokens + result.output_tokens for result in results if isinstance(result, Answer))
         lane.controller.answered(now, now - items[0].arrived, tokens)
-        self._meter.served(lane.model, lane.group, results, taken)
+        self._meter.served(lane.model, lane.group, requests, results, taken)
         self._pump(lane.model)
 
     # ------------------------------------------------------------ deadlines and the end

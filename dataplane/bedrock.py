@@ -24,7 +24,7 @@ class BedrockBackend:
     """
 
     def __init__(self, client: "BedrockRuntimeClient", most_calls: int) -> None:
-        self._client = client
+        self._bedrock_runtime = client
         self._threads = ThreadPoolExecutor(most_calls, thread_name_prefix="bedrock")
 
     async def call(self, target: Target, system: str, prompt: str, max_tokens: int, within_seconds: float) -> Reply:
@@ -51,7 +51,7 @@ class BedrockBackend:
 
     def _converse(self, request: dict[str, Any]) -> Reply:
         try:
-            answer = self._client.converse(**request)
+            answer = self._bedrock_runtime.converse(**request)
         except ClientError as error:
             code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
             if code in _THROTTLED:

@@ -31,6 +31,16 @@ class MetricName(StrEnum):
     DESIRED_TASK_COUNT = "DesiredTaskCount"
     CONTROL_PLANE_HEARTBEAT = "ControlPlaneHeartbeat"
     PROVISIONING_FAILURES = "ProvisioningFailures"
+    QUEUE_WAIT_TIME = "QueueWaitTime"
+    BATCH_FILL_RATE = "BatchFillRate"
+    BATCH_SIZE = "BatchSize"
+    BATCH_WINDOW = "BatchWindow"
+    BATCH_LATENCY = "BatchInvocationLatency"
+    TOKENS_PER_INTENT = "TokensPerIntent"
+    BATCHER_THROTTLES = "BatcherThrottles"
+    COALESCED_REQUESTS = "CoalescedRequests"
+    SHED_REQUESTS = "ShedRequests"
+    PACKING_SUSPENDED = "PackingSuspended"
 
 
 class Metric(BaseModel):
@@ -163,6 +173,86 @@ _ALL = (
         dimensions=("Model",),
         statistic="Maximum",
         meaning="provisioned models that AWS failed to create, and writers of capacity that cannot do what they should",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.QUEUE_WAIT_TIME,
+        unit="Milliseconds",
+        dimensions=("Model",),
+        statistic="p99",
+        meaning="a request's wait in the batcher, for mates and for a slot",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.BATCH_FILL_RATE,
+        unit="Count",
+        dimensions=("Model",),
+        statistic="Average",
+        meaning="requests in a batch; its sample count is the batches",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.BATCH_SIZE,
+        unit="Count",
+        dimensions=("Model",),
+        statistic="Maximum",
+        meaning="requests that make a batch full",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.BATCH_WINDOW,
+        unit="Milliseconds",
+        dimensions=("Model",),
+        statistic="Maximum",
+        meaning="the longest that a request waits for mates; why it changed is in the batcher's log and /v1/state",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.BATCH_LATENCY,
+        unit="Milliseconds",
+        dimensions=("Model", "Intent"),
+        statistic="p99",
+        meaning="from a slot to the answers of a batch with requests of the intent, retries included",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.TOKENS_PER_INTENT,
+        unit="Count",
+        dimensions=("Intent", "Direction"),
+        statistic="Average",
+        meaning="input or output tokens of an answer, by the response's own usage",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.BATCHER_THROTTLES,
+        unit="Count",
+        dimensions=("Model",),
+        statistic="Sum",
+        meaning="the batcher's calls that Bedrock refused, retries included",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.COALESCED_REQUESTS,
+        unit="Count",
+        dimensions=("Intent",),
+        statistic="Sum",
+        meaning="requests that shared the call of an equal one",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.SHED_REQUESTS,
+        unit="Count",
+        dimensions=("Reason",),
+        statistic="Sum",
+        meaning="requests that the batcher gave no answer",
+    ),
+    Metric(
+        namespace=MANGA_ASSIST,
+        name=MetricName.PACKING_SUSPENDED,
+        unit="Count",
+        dimensions=("Intent",),
+        statistic="Maximum",
+        meaning="1 while an intent is not packed because too many packed answers were lost",
     ),
 )
 

@@ -29,6 +29,7 @@ class AwsRole(StrEnum):
     INTAKE = "intake"
     API = "api"
     """The ops API, and the command line on a machine of one's own."""
+    BATCHER = "batcher"
 
 
 class Scope(BaseModel):
@@ -68,6 +69,12 @@ def _provisioned(scope: Scope) -> Sequence[str]:
 
 def _bought(scope: Scope) -> Sequence[str]:
     return [*_foundation(scope), *_provisioned(scope)]
+
+
+def _called(scope: Scope) -> Sequence[str]:
+    profiles = f"arn:aws:bedrock:{scope.region}:{scope.account}:inference-profile/*"
+    # A cross-region profile calls the model where it likes.
+    return [*(f"arn:aws:bedrock:*::foundation-model/{one}" for one in scope.model_ids), *_provisioned(scope), profiles]
 
 
 def _service(scope: Scope) -> Sequence[str]:
@@ -140,8 +147,9 @@ class Call:
     """Parameters of a call that changes nothing, whatever there is; None: it cannot be tried without effect."""
 
 
-_WORKER, _INTAKE, _API = (frozenset({role}) for role in (AwsRole.WORKER, AwsRole.INTAKE, AwsRole.API))
+_WORKER, _INTAKE, _API, _BATCHER = (frozenset({role}) for role in AwsRole)
 _BOTH = _WORKER | _INTAKE
+_CHECK = _BOTH | _BATCHER
 _LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 _NOBODYS_MODEL = "aaaaaaaaaaaa"
 _ASKED_AS_OURS = (f"aws:RequestTag/{MANAGED_BY_TAG}", MANAGED_BY)
@@ -192,6 +200,8 @@ CALLS: tuple[Call, ...] = (
         _WORKER,
         (Grant("bedrock:DeleteProvisionedModelThroughput", _provisioned, condition=_OURS),),
     ),
+    # Tried by every request; a probe would be paid for.
+    Call("bedrock_runtime", "converse", _BATCHER, (Grant("bedrock:InvokeModel", _called),)),
     Call(
         "cloudwatch",
         "get_metric_data",
@@ -215,7 +225,7 @@ CALLS: tuple[Call, ...] = (
     Call(
         "cloudwatch",
         "put_metric_data",
-        _WORKER,
+        _WORKER | _BATCHER,
         (Grant("cloudwatch:PutMetricData", _all, condition=("cloudwatch:namespace", MANGA_ASSIST)),),
     ),
     # Composite alarms are described under `*` only.
@@ -276,8 +286,8 @@ CALLS: tuple[Call, ...] = (
         _INTAKE,
         (Grant("sqs:SendMessage", _dead_letter_queue, "RUNBOOKS_DEAD_LETTER_QUEUE_URL"),),
     ),
-    Call("sts", "get_caller_identity", _BOTH, ()),
-    Call("iam", "simulate_principal_policy", _BOTH, (Grant("iam:SimulatePrincipalPolicy", _role, _ROLE_NAME),)),
+    Call("sts", "get_caller_identity", _CHECK, ()),
+    Call("iam", "simulate_principal_policy", _CHECK, (Grant("iam:SimulatePrincipalPolicy", _role, _ROLE_NAME),)),
 )
 """Everything. A call that is made and does not stand here, or the other way round, fails a test."""
 

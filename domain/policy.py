@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from domain.batching import Strategy
 from domain.clock import ScaledDuration, ZoneName
 from domain.knobs import (
     Baseline,
@@ -119,7 +120,19 @@ class IntentPolicy(Section):
     model: str
     """The model that answers it."""
     downgrade_to: str | None = None
-    """The smaller model that may answer it during a mitigation (S1: faq and greeting)."""
+    """The smaller model that may answer it during a mitigation (S1: faq and greeting), and while its own refuses."""
+    strategy: Strategy = Strategy.PASS
+    """How its requests share calls."""
+    personal_data: bool = True
+    """Whether prompts or answers hold a user's data: then nothing is packed and nothing is cached."""
+
+    @model_validator(mode="after")
+    def _keeps_users_apart(self) -> Self:
+        if self.personal_data and self.strategy is Strategy.PACK:
+            raise ValueError(
+                "strategy: pack is allowed only where personal_data is false; coalesce and pass are always"
+            )
+        return self
 
 
 class CapacityPolicy(Section):
@@ -385,6 +398,76 @@ class LatencyPolicy(Section):
     max_batch: int = Field(default=8, ge=1)
 
 
+class BatchTableRow(Section):
+    """A row of scenario 3's table."""
+
+    below_tokens_per_second: float | None = Field(default=None, gt=0)
+    """None: the last row, for all that is more."""
+    window_ms: int = Field(ge=0)
+
+
+class BatcherPolicy(Section):
+    """The micro-batcher (S3). Technical durations: none is scaled. Stages and batch size stand in `latency`."""
+
+    controller: Literal["fixed", "table", "slo"] = "slo"
+    """`fixed`: the window is the knob `batch_window_ms`. `table`: the runbook's. `slo`: from measured latency and
+    arrivals. The knob caps each of them."""
+    slo_ms: float = Field(default=2900, gt=0)
+    """From the user's message to the answer, with the stages of `latency`; ..."""
+    over_share: Annotated[float, Field(gt=0, lt=1)] = 0.0095
+    """... which `slo` lets so many requests exceed: a little under the hundredth that a P99 leaves."""
+    table: Annotated[tuple[BatchTableRow, ...], Field(min_length=1)] = (
+        BatchTableRow(below_tokens_per_second=5_000, window_ms=500),
+        BatchTableRow(below_tokens_per_second=15_000, window_ms=250),
+        BatchTableRow(window_ms=100),
+    )
+    table_breach_p99_ms: float = Field(default=2500, gt=0)
+    table_breach_window_ms: int = Field(default=50, ge=0)
+    max_queue_wait_p99_ms: float = Field(default=300, gt=0)
+    """The alarm on QueueWaitTime (S3). Under `slo`, which waits on purpose, the configured `batch_window_ms` if that is
+    longer: a longer wait is none of its making."""
+    slots: int = Field(default=64, ge=1, le=512)
+    """Calls in flight to one model."""
+    max_pending: int = Field(default=10_000, ge=1)
+    """Requests that wait or are in flight."""
+    max_slot_wait: timedelta = Field(default=timedelta(seconds=5), gt=timedelta(0))
+    """A request that would wait longer for a slot is refused."""
+    deadline: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+    """Of a request that names none."""
+    max_deadline: timedelta = Field(default=timedelta(seconds=29), gt=timedelta(0))
+    """API Gateway's limit on an integration (AWS: quotas for WebSocket APIs)."""
+    task_burst: timedelta = Field(default=timedelta(seconds=1), gt=timedelta(0))
+    """How far a task may run ahead of the knob `invocations_per_second_per_task`."""
+    max_lost_share: Share = 0.05
+    """An intent that loses more of its packed answers (missing, swapped, cut off) ..."""
+    lost_of: int = Field(default=100, ge=1)
+    """... among its last so many ..."""
+    pass_for: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
+    """... is not packed for so long."""
+    drain: timedelta = Field(default=timedelta(seconds=15), gt=timedelta(0))
+    """After SIGTERM; the longest call should fit."""
+    max_request_bytes: int = Field(default=256 * 1024, ge=1)
+    max_cached_bytes: int = Field(default=64 * 1024, ge=0)
+    """A longer answer is not cached."""
+    cache_timeout: timedelta = Field(default=timedelta(milliseconds=50), gt=timedelta(0))
+    """A request waits no longer for the cache."""
+    publish_every: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+    """Metrics."""
+
+    @field_validator("table")
+    @classmethod
+    def _table_is_whole(cls, table: tuple[BatchTableRow, ...]) -> tuple[BatchTableRow, ...]:
+        if [row.below_tokens_per_second is None for row in table] != [False] * (len(table) - 1) + [True]:
+            raise ValueError("the last row, and it alone, is without below_tokens_per_second")
+        return table
+
+    @model_validator(mode="after")
+    def _deadlines_ordered(self) -> Self:
+        if self.deadline > self.max_deadline:
+            raise ValueError(f"deadline {self.deadline} <= max_deadline {self.max_deadline} does not hold")
+        return self
+
+
 class OverridesPolicy(Section):
     """Overrides that people set."""
 
@@ -638,11 +721,11 @@ class Policy(Section):
     }
     intents: dict[str, IntentPolicy] = {
         "recommendation": IntentPolicy(model="sonnet"),
-        "product_question": IntentPolicy(model="sonnet"),
-        "faq": IntentPolicy(model="sonnet", downgrade_to="haiku"),
-        "greeting": IntentPolicy(model="sonnet", downgrade_to="haiku"),
+        "product_question": IntentPolicy(model="sonnet", strategy=Strategy.COALESCE),
+        "faq": IntentPolicy(model="sonnet", downgrade_to="haiku", strategy=Strategy.PACK, personal_data=False),
+        "greeting": IntentPolicy(model="sonnet", downgrade_to="haiku", strategy=Strategy.PACK, personal_data=False),
         "order_status": IntentPolicy(model="haiku"),
-        "search": IntentPolicy(model="haiku"),
+        "search": IntentPolicy(model="haiku", strategy=Strategy.COALESCE),
     }
     cache_ttl_seconds: CacheTtlSeconds = 30
     """The configured TTL of the response cache (S1)."""
@@ -661,6 +744,7 @@ class Policy(Section):
     way_back: WayBackPolicy = WayBackPolicy()
     leases: LeasePolicy = LeasePolicy()
     latency: LatencyPolicy = LatencyPolicy()
+    batcher: BatcherPolicy = BatcherPolicy()
     overrides: OverridesPolicy = OverridesPolicy()
     escalation: EscalationPolicy = EscalationPolicy()
     evidence: EvidencePolicy = EvidencePolicy()

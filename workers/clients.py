@@ -12,6 +12,7 @@ from workers.settings import Settings
 
 if TYPE_CHECKING:
     from types_boto3_bedrock.client import BedrockClient
+    from types_boto3_bedrock_runtime.client import BedrockRuntimeClient
     from types_boto3_cloudtrail.client import CloudTrailClient
     from types_boto3_cloudwatch.client import CloudWatchClient
     from types_boto3_dynamodb.client import DynamoDBClient
@@ -44,13 +45,13 @@ class AwsClients:
             self._clients[service] = self._new(service, read_timeout_seconds)
         return self._clients[service]
 
-    def _new(self, service: str, read_timeout_seconds: float) -> Any:
+    def _new(self, service: str, read_timeout_seconds: float, connections: int = 32) -> Any:
         # A Temporal retry policy is the only one; read timeouts stay under the activities' own.
         config = Config(
             retries={"total_max_attempts": 1},
             connect_timeout=2,
             read_timeout=read_timeout_seconds,
-            max_pool_connections=32,
+            max_pool_connections=connections,
             tcp_keepalive=True,
         )
         return self._session.client(service, endpoint_url=self._settings.aws_endpoint_url, config=config)  # type: ignore[call-overload]
@@ -62,6 +63,11 @@ class AwsClients:
     def bedrock(self) -> "BedrockClient":
         """Management API of Bedrock."""
         client: BedrockClient = self._client("bedrock", read_timeout_seconds=8)
+        return client
+
+    def bedrock_runtime(self, connections: int = 32, read_timeout_seconds: float = 30) -> "BedrockRuntimeClient":
+        """A client of its own for calls to models, as many at once as there are `connections`."""
+        client: BedrockRuntimeClient = self._new("bedrock-runtime", read_timeout_seconds, connections)
         return client
 
     def cloudwatch(self) -> "CloudWatchClient":

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from moto import settings
 from moto.core.authorization import ActionAuthenticatorMixin
@@ -22,7 +23,7 @@ from simulator.aws.errors import AwsError
 from simulator.aws.trail import RESIDENT_KEY
 from simulator.aws.world import ACCOUNT_ID
 
-_PREFIXES = {"service-quotas": "servicequotas"}
+_PREFIXES = {"bedrock-runtime": "bedrock", "service-quotas": "servicequotas"}
 """IAM's name of a service, where it is not boto3's."""
 
 
@@ -85,7 +86,14 @@ def _on_queue(action: str) -> Needs:
     ]
 
 
+def _invoke(response: BaseResponse, parameters: Mapping[str, Any]) -> Iterable[Need]:
+    target = unquote(response.raw_path.split("/model/", 1)[1].rsplit("/", 1)[0])
+    foundation = f"arn:aws:bedrock:{response.region}::foundation-model/{target}"
+    yield Need("bedrock:InvokeModel", target if target.startswith("arn:") else foundation)
+
+
 _NEEDS: dict[str, Needs] = {
+    "bedrock:Converse": _invoke,
     "bedrock:CreateProvisionedModelThroughput": _create,
     "bedrock:GetProvisionedModelThroughput": _on_provisioned(
         "bedrock:GetProvisionedModelThroughput", "provisionedModelId"

@@ -22,7 +22,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from pydantic import BaseModel, ValidationError
 from werkzeug.serving import ThreadedWSGIServer
 
-from simulator.aws import bedrock, cloudtrail, cloudwatch, dispatch, ecs, iam, sns, sqs
+from simulator.aws import bedrock, bedrock_runtime, cloudtrail, cloudwatch, dispatch, ecs, iam, sns, sqs
 from simulator.aws.errors import AwsError
 from simulator.aws.faults import Fault
 from simulator.aws.trail import TrailEvent
@@ -161,6 +161,8 @@ def _application_key(environ: dict[str, Any]) -> tuple[str, str, str] | None:
         return region, service, environ.get("HTTP_X_AMZ_TARGET", "").split(".")[0]
     if service == "bedrock" and path.startswith("/provisioned-model-throughput"):
         return region, service, "provisioned"
+    if service == "bedrock" and path.startswith("/model/"):
+        return region, service, "runtime"
     return None
 
 
@@ -180,6 +182,7 @@ class AwsSimulator:
             "ready": lambda method, body: {"env": {}},
             "faults": self._faults,
             "bedrock": self._bedrock,
+            "converse": self._converse,
             "settle": self._settle,
             "trail": self._trail,
             **(routes or {}),
@@ -295,6 +298,15 @@ class AwsSimulator:
         lag = self.world.provisioning_lag.total_seconds()
         return {"quotas": self.world.quotas, "provisioning_lag_seconds": lag}
 
+    def _converse(self, method: str, body: Any) -> Any:
+        """By model, what changes: `{"sonnet": {"median_ms": 4500}}`."""
+        if method == "POST":
+            if not isinstance(body, dict) or not all(isinstance(changes, dict) for changes in body.values()):
+                raise ValueError("an object of objects is allowed: what changes, by model")
+            for name, changes in body.items():
+                self.world.change_converse(name, changes)
+        return {name: model.model_dump() for name, model in self.world.converse.items()}
+
     def _provisioned(self, method: str, identifier: str, body: Any) -> Any:
         if method == "DELETE":
             bedrock.remove(self._fleet(), self.world, identifier)
@@ -322,5 +334,5 @@ def _dumped(models: Iterable[BaseModel]) -> list[Any]:
 
 def _install() -> None:
     """Everything of ours that takes the place of moto's. Idempotent."""
-    for module in (dispatch, bedrock, cloudtrail, cloudwatch, ecs, iam, sns, sqs):
+    for module in (dispatch, bedrock, bedrock_runtime, cloudtrail, cloudwatch, ecs, iam, sns, sqs):
         module.install()

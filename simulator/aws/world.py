@@ -23,6 +23,40 @@ def _quotas() -> dict[str, int]:
     return {model.provisioned_model_id: model.ceiling_units for model in Policy().models.values()}
 
 
+class ConverseModel(BaseModel):
+    """How one model answers Converse. Real time: nothing here is compressed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_id: str
+    """The base model's."""
+    median_ms: float = Field(gt=0)
+    p99_ms: float = Field(gt=0)
+    """Latency is lognormal with this median and P99, ..."""
+    growth_per_question: float = Field(default=0.03, ge=0)
+    """... times 1 and this for each packed question after the first."""
+    answer_tokens: int = Field(default=60, ge=1)
+    """Output tokens of an answer, unless its text has more or the caller allows less."""
+    tokens_per_second_per_unit: float = Field(gt=0)
+    on_demand_tokens_per_second: float = Field(ge=0)
+    lost_share: float = Field(default=0, ge=0, le=1)
+    """Of packed questions, left out of the answer."""
+
+
+def _converse() -> dict[str, ConverseModel]:
+    latency = {"sonnet": (1500, 2100), "haiku": (250, 350)}  # P99: scenario 3; medians are assumed
+    return {
+        name: ConverseModel(
+            model_id=model.model_id,
+            median_ms=latency[name][0],
+            p99_ms=latency[name][1],
+            tokens_per_second_per_unit=model.tokens_per_second_per_unit,
+            on_demand_tokens_per_second=model.on_demand_tokens_per_second,
+        )
+        for name, model in Policy().models.items()
+    }
+
+
 class AwsConfig(BaseModel):
     """The simulated account. Durations marked `Scaled` are business time and are divided by `speed`."""
 
@@ -41,6 +75,8 @@ class AwsConfig(BaseModel):
     task_start: ScaledDuration = timedelta(minutes=1)
     """How long a batch of ECS tasks takes from placement to running."""
     tasks_per_batch: int = Field(default=10, ge=1)
+    converse: dict[str, ConverseModel] = Field(default_factory=_converse)
+    """The models that answer Converse, by a short name."""
     alarm_tick: timedelta = timedelta(milliseconds=250)
     """How often alarms are evaluated, in real time."""
     metric_retention: timedelta = timedelta(hours=3)
@@ -85,6 +121,19 @@ class World:
         self.quotas = dict(self.settings.model_unit_quotas)
         self.provisioning_lag = self.settings.provisioning_lag
         self.ids = random.Random(self.settings.seed)
+        self.converse = dict(self.settings.converse)
+        self.converse_draws = random.Random(self.settings.seed)
+        self.converse_levels: dict[str, tuple[float, float]] = {}
+        """Tokens that a target may take at once, as of a moment, by what calls name."""
+
+    def change_converse(self, name: str, changes: dict[str, object]) -> None:
+        """Change how a model answers, by its short name."""
+        with self.lock:
+            known = self.converse.get(name)
+            if known is None:
+                raise ValueError(f"there is no model {name!r}; there are {sorted(self.converse)}")
+            self.converse[name] = ConverseModel.model_validate(known.model_dump() | changes)
+            self.converse_levels.clear()
 
     def change_capacity(self, settings: CapacitySettings) -> None:
         """Grant or withdraw quota, change the lag."""

@@ -47,7 +47,14 @@ class Fake:
     def sent(self, model: str, group: str, waits: Sequence[float]) -> None:
         self.counts["sent"] += len(waits)
 
-    def served(self, model: str, group: str, results: Sequence[Answer | RequestRefused], seconds: float) -> None:
+    def served(
+        self,
+        model: str,
+        group: str,
+        requests: Sequence[Request],
+        results: Sequence[Answer | RequestRefused],
+        seconds: float,
+    ) -> None:
         self.counts["served"] += len(results)
 
     def coalesced(self, intent: str) -> None:

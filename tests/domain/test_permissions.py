@@ -15,7 +15,13 @@ from domain.permissions import CALLS, AwsRole, Grant, Scope, calls_of, left_out,
 from workers.clients import AwsClients
 
 ROOT = Path(__file__).parents[2]
-ROLES = {"activities": AwsRole.WORKER, "workers": AwsRole.WORKER, "workers/intake.py": AwsRole.INTAKE}
+ROLES = {
+    "activities": AwsRole.WORKER,
+    "workers": AwsRole.WORKER,
+    "workers/intake.py": AwsRole.INTAKE,
+    "workers/batcher": AwsRole.BATCHER,
+    "dataplane": AwsRole.BATCHER,
+}
 """Whose credentials code runs with; of the longest path that fits. Code of `ops` is the API's."""
 REHEARSAL = ("ops/dev.py", "ops/stack.py", "ops/demo")
 """What plays against the simulator alone."""
@@ -23,8 +29,8 @@ SERVICES = [
     name for name, member in vars(AwsClients).items() if not name.startswith("_") and name not in ("warm", "client")
 ]
 OPERATIONS = {
-    service: {xform_name(name) for name in botocore.session.get_session().get_service_model(service).operation_names}
-    for service in SERVICES
+    service: {xform_name(name) for name in botocore.session.get_session().get_service_model(id_).operation_names}
+    for service, id_ in ((service, service.replace("_", "-")) for service in SERVICES)
 }
 SCOPE = Scope(
     account="123456789012",
@@ -83,8 +89,8 @@ def test_every_call_in_the_code_is_declared_and_every_declared_one_is_made() -> 
     declared = {(role, call.service, call.operation) for call in CALLS for role in call.roles}
     # Made by code of `activities`, but in another process: permissions are checked by each, reports written by both.
     elsewhere = {
-        (AwsRole.INTAKE, "sts", "get_caller_identity"),
-        (AwsRole.INTAKE, "iam", "simulate_principal_policy"),
+        *((role, "sts", "get_caller_identity") for role in (AwsRole.INTAKE, AwsRole.BATCHER)),
+        *((role, "iam", "simulate_principal_policy") for role in (AwsRole.INTAKE, AwsRole.BATCHER)),
         (AwsRole.API, "cloudwatch", "get_metric_data"),
     }
     assert set(made()) == declared - elsewhere

@@ -1,0 +1,172 @@
+"""The batcher as a process, over HTTP: a real Redis-protocol server, the simulated Bedrock, and no Temporal."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.aws_account import Account
+from tests.servers import AwsServer, ValkeyServer, free_port
+
+QUICK = {"median_ms": 60, "p99_ms": 90}
+
+
+class Process:
+    """`python -m workers.batcher` on a port of its own."""
+
+    def __init__(self, folder: Path, aws: str, redis_url: str, temporal: str, policy: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "policy.yaml").write_text(policy or "{}")
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "batcher.log"
+        env = {
+            **os.environ,
+            "RUNBOOKS_POLICY_FILE": str(folder / "policy.yaml"),
+            "RUNBOOKS_AWS_ENDPOINT_URL": aws,
+            "RUNBOOKS_REDIS_URL": redis_url,
+            "RUNBOOKS_TEMPORAL_ADDRESS": temporal,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }
+        with self.log.open("wb") as log:
+            command = (sys.executable, "-m", "workers.batcher", "--port", str(self.port))
+            self.process = subprocess.Popen(command, env=env, stderr=log)
+        deadline = time.monotonic() + 30
+        while not self._is_ready():
+            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/readyz", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    server = AwsServer(tmp_path_factory.mktemp("aws")).start()
+    yield Account(server.endpoint)
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def batcher(aws: Account, valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    process = Process(tmp_path_factory.mktemp("batcher"), aws.endpoint_url, valkey.url, f"127.0.0.1:{free_port()}")
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+async def http(batcher: Process, aws: Account) -> AsyncIterator[httpx.AsyncClient]:
+    aws.control("DELETE", "faults")
+    aws.control("POST", "converse", {"sonnet": QUICK, "haiku": QUICK})
+    async with httpx.AsyncClient(base_url=batcher.url, timeout=30) as client:
+        yield client
+
+
+async def ask(http: httpx.AsyncClient, prompt: str, intent: str = "faq", **more: Any) -> httpx.Response:
+    return await http.post("/v1/answer", json={"intent": intent, "prompt": prompt, **more})
+
+
+async def until(http: httpx.AsyncClient, holds: Callable[[dict[str, Any]], bool]) -> None:
+    """Wait until `/v1/state` is so."""
+    async with asyncio.timeout(10):
+        while not holds((await http.get("/v1/state")).json()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_each_gets_its_own_answer_and_an_equal_one_comes_from_the_cache(http: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(ask(http, f"question {n}?") for n in range(20)))
+    assert [answer.json()["text"] for answer in answers] == [f"Simulated answer to: question {n}?" for n in range(20)]
+    again = (await ask(http, "question 7?")).json()
+    assert (again["text"], again["output_tokens"]) == ("Simulated answer to: question 7?", 0)
+    personal = [await ask(http, "what do you recommend?", "recommendation") for _ in range(2)]
+    assert all(answer.json()["output_tokens"] > 0 for answer in personal), "personal data is never cached"
+    metrics = (await http.get("/metrics")).text
+    assert 'batcher_cache_lookups_total{intent="faq",result="hit"} 1.0' in metrics
+    assert 'intent="recommendation",result=' not in metrics
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (b"", 400, "body"),
+        (b'{"intent": "\xff"}', 400, "body"),
+        (b"[]", 400, "body"),
+        (b'{"intent": "faq", "prompt": "\\ud800"}', 400, "body"),
+        (b" " * 10_000_000, 413, "body"),
+        (b'{"intent": "faq"}', 422, "prompt"),
+        (b'{"intent": "faq", "prompt": " "}', 422, "prompt"),
+        (b'{"intent": "weather", "prompt": "x"}', 422, "intent"),
+        (b'{"intent": "faq", "prompt": "x", "max_tokens": -1}', 422, "max_tokens"),
+        (b'{"intent": "faq", "prompt": "x", "max_tokens": "9"}', 422, "max_tokens"),
+        (b'{"intent": "faq", "prompt": "x", "deadline_ms": -5}', 422, "deadline_ms"),
+        (b'{"intent": "faq", "prompt": "x", "deadline_ms": NaN}', 422, "deadline_ms"),
+        (b'{"intent": "faq", "prompt": "x", "colour": "red"}', 422, "colour"),
+    ],
+)
+async def test_bad_input_is_told_its_field(http: httpx.AsyncClient, body: bytes, status: int, field: str) -> None:
+    answer = await http.post("/v1/answer", content=body)
+    problem = answer.json()
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert problem["status"] == status
+    assert [error["field"] for error in problem["errors"]] == [field]
+    assert problem["errors"][0]["allowed"]
+    assert field in problem["detail"]
+    assert len(json.dumps(problem)) < 2000
+
+
+async def test_refusals_have_their_status(http: httpx.AsyncClient, aws: Account) -> None:
+    slow = {"median_ms": 3000, "p99_ms": 3001}
+    aws.control("POST", "converse", {"haiku": slow})
+    late = await ask(http, "too slow", "search", deadline_ms=200)
+    assert (late.status_code, late.json()["reason"]) == (504, "deadline")
+    aws.control("POST", "converse", {"haiku": QUICK | {"on_demand_tokens_per_second": 0}})
+    throttled = await ask(http, "no capacity", "search", deadline_ms=500)
+    assert (throttled.status_code, throttled.json()["reason"]) == (503, "throttled")
+    assert int(throttled.headers["retry-after"]) >= 1
+    aws.control("POST", "converse", {"haiku": {"on_demand_tokens_per_second": 5000}})
+
+
+async def test_who_leaves_frees_its_place_and_sigterm_answers_the_others(
+    aws: Account, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    aws.control("POST", "converse", {"sonnet": {"median_ms": 700, "p99_ms": 701}})
+    nowhere = f"127.0.0.1:{free_port()}"
+    process = Process(tmp_path, aws.endpoint_url, valkey.url, nowhere, "batcher: {slots: 1}")
+    async with httpx.AsyncClient(base_url=process.url, timeout=30) as http:
+        first = asyncio.create_task(ask(http, "first", "recommendation"))
+        await until(http, lambda state: state["pending"] == 1)
+        with pytest.raises(httpx.ReadTimeout):
+            await http.post("/v1/answer", json={"intent": "recommendation", "prompt": "left"}, timeout=0.2)
+        assert (await first).status_code == 200
+        asked = [asyncio.create_task(ask(http, f"last {n}", "recommendation")) for n in range(3)]
+        await until(http, lambda state: state["pending"] == 3)
+        assert 'batcher_calls_total{model="sonnet"} 2.0' in (await http.get("/metrics")).text, "not for who has left"
+        process.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while (await http.get("/readyz")).status_code == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        refused = await ask(http, "late", "recommendation")
+        assert (refused.status_code, refused.json()["reason"]) == (503, "draining")
+        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 3
+    assert await asyncio.to_thread(process.process.wait, 20) == 0
+    assert '"without_answer": 0' in process.log.read_text()
