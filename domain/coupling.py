@@ -1,8 +1,9 @@
 """Coupled scaling (S4) and the 80 % rule (S1): capacity follows ECS tasks and utilisation before calls are throttled.
 
-Both rules ask for units by an emergency demand that ends by itself, out of one budget and with one cooldown. While a
-model throttles nothing is asked for here: the incident sizes from the offered load then, and tasks that grow because
-answers are slow must raise no demand (design check 22 and 25). Everything here is pure.
+Both rules ask for units by an emergency demand that ends by itself, out of one budget and with one cooldown. For a
+model that throttles nothing is asked for here: the incident sizes from the offered load then. Tasks that grow because
+answers are slow must raise no demand (design check 22 and 25), nor those that an incident or an event has sized for.
+Everything here is pure.
 """
 
 import math
@@ -18,7 +19,7 @@ from domain.incident import utc
 from domain.knob_spec import Number
 from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.load import LoadSnapshot, load_on, remaining_tokens_per_second, units_for
-from domain.messages import CapacityState, Message, PolicySnapshot
+from domain.messages import CapacityState, Message, PolicySnapshot, incident_id
 from domain.policy import CouplingPolicy, ModelPolicy, Policy
 
 CAPACITY_COUPLING_WORKFLOW = "CapacityCouplingWorkflow"
@@ -26,6 +27,7 @@ CAPACITY_COUPLING = "capacity-coupling"
 """Id of the schedule, and holder of what it asks for."""
 SAME_RATE = 0.1
 """A rate that strays less from the leased one renews it; a lease's value never changes."""
+INCIDENT_IDS = incident_id("")
 HOUR = timedelta(hours=1)
 
 Rule = Literal["tasks rose", "over the utilisation"]
@@ -113,6 +115,8 @@ def plan(
         if _utilisation(needed[model], state, policy.models[model]) > coupling.over_utilisation
     }
     rose = tasks is not None and before.tasks is not None and tasks > before.tasks
+    if _expected_growth(load, capacity, now):
+        rose = False
     demands: list[Demand] = []
     proposals: list[Proposal] = []
     said: list[str] = []
@@ -158,6 +162,14 @@ def plan(
 
 
 # ---------------------------------------------------------------- the two rules
+
+
+def _expected_growth(load: LoadSnapshot, capacity: dict[str, CapacityState], now: datetime) -> bool:
+    """Whether tasks may grow for a reason that somebody sizes for: slow answers, an incident, a calendar event."""
+    if any(load.model(model).throttles for model in capacity):
+        return True
+    demands = [demand for state in capacity.values() for demand in state.demands if demand.start <= now < demand.end]
+    return any(demand.kind is DemandKind.EVENT or demand.asked_by.startswith(INCIDENT_IDS) for demand in demands)
 
 
 def _needed(model: str, load: LoadSnapshot, policy: Policy, limited: bool) -> float:

@@ -94,7 +94,28 @@ def test_no_demand_for(what: str, result: CouplingPlan) -> None:
 def test_tasks_that_rise_while_calls_are_throttled_raise_nothing() -> None:
     """design check 25: tasks that grow because answers are slow are no demand; the incident sizes from the load."""
     result = look(tasks=60, sonnet=20_000, throttles=300)
-    assert [demand.model for demand in result.demands if demand.model == "sonnet"] == []
+    assert (result.demands, result.state.tasks) == ([], 60), "of no model, and not later either"
+
+
+@pytest.mark.parametrize(("kind", "who"), [(DemandKind.EVENT, "event-x"), (DemandKind.EMERGENCY, "incident-x")])
+def test_tasks_that_an_event_or_an_incident_sized_for_raise_nothing_and_utilisation_still_does(
+    kind: DemandKind, who: str
+) -> None:
+    held = Demand(
+        demand_id=who,
+        model="haiku",
+        kind=kind,
+        units=6,
+        start=NOW - MINUTE,
+        end=NOW + timedelta(hours=4),
+        reason="planned for",
+        asked_by=who,
+    )
+    states = fleet() | {"haiku": CapacityState(model="haiku", units_in_service=3, demands=[held])}
+    assert look(tasks=60, states=states).demands == []
+    before = CouplingState(tasks=15, over_since={"sonnet": NOW - 5 * MINUTE})
+    [demand] = look(tasks=60, sonnet=7_000, before=before, states=states).demands
+    assert (demand.model, demand.units) == ("sonnet", 9)
 
 
 def test_over_80_percent_for_2_minutes_asks_for_what_the_demand_needs() -> None:
@@ -160,6 +181,7 @@ def test_tasks_that_rise_within_the_cooldown_are_answered_after_it() -> None:
 
 
 def test_what_others_want_already_is_not_asked_for_again() -> None:
+    over = CouplingState(tasks=15, over_since={"sonnet": NOW - 5 * MINUTE})
     incident = Demand(
         demand_id="incident-x",
         model="sonnet",
@@ -170,7 +192,7 @@ def test_what_others_want_already_is_not_asked_for_again() -> None:
         reason="throttled",
         asked_by="incident-x",
     )
-    assert [demand.model for demand in look(tasks=35, states=fleet(demands=[incident])).demands] == ["haiku"]
+    assert look(tasks=15, sonnet=7_000, before=over, states=fleet(demands=[incident])).demands == []
     own = incident.model_copy(update={"asked_by": CAPACITY_COUPLING, "units": 15})
     assert [demand.model for demand in look(tasks=35, states=fleet(demands=[own])).demands] == ["haiku"]
     ending = own.model_copy(update={"end": NOW + 10 * MINUTE})
