@@ -39,7 +39,7 @@ async def test_a_storm_is_a_count_and_a_return_is_mitigated_again(world: Rehears
     assert again.run_id == record.run_id
 
     recovered = await world.awaits_decision()
-    assert in_force(recovered) == set(LeverName)
+    assert in_force(recovered) == {LeverName.MODEL_ROUTING, LeverName.CACHE_TTL, LeverName.CAPACITY}
     # The new demand took the old one's place: what was bought is what it asks for, and nothing on top.
     [demand] = (await world.ops.capacity_state("sonnet")).demands
     sonnet = world.policy.models["sonnet"]
