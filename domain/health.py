@@ -436,7 +436,7 @@ class _Look:
                 f"The capacity workflow of {model} is {state.doing}, and last looked {span(self.now - listed)} ago.",
                 f"It should look again every {span(self.policy.capacity.reconcile_interval)}; what was bought or lost "
                 "since is not known.",
-                f"runbooks capacity reconcile {model}; pending steps: temporal workflow describe "
+                f"runbooks capacity reconcile {model} --why '...'; pending steps: temporal workflow describe "
                 f"--workflow-id capacity-{model}",
                 model=model,
                 repair=("reconcile", model),
@@ -468,7 +468,7 @@ class _Look:
                 Severity.CRITICAL if is_short else Severity.WARNING,
                 f"Capacity of {model} is not what it should be: {cut(state.last_error, MAX_TEXT)}.",
                 "Units that somebody asked for are not there, or units that nobody needs are paid for.",
-                f"Mend what the message says, then: runbooks capacity reconcile {model}",
+                f"Mend what the message says, then: runbooks capacity reconcile {model} --why '...'",
                 model=model,
                 # While nothing is missing yet, another try may do.
                 repair=None if is_short else ("reconcile", model),
@@ -490,8 +490,8 @@ class _Look:
                 f"{units} units of {model} are in service, {expected} are expected{waiting}.",
                 f"{(expected - units) * spec.tokens_per_second_per_unit:g} tokens/s of demand fall to on-demand quota "
                 "or are throttled.",
-                f"runbooks capacity show {model} says what is under way; runbooks capacity reconcile {model} tries "
-                "again",
+                f"runbooks capacity show {model} says what is under way; this tries again: "
+                f"runbooks capacity reconcile {model} --why '...'",
                 model=model,
                 repair=("reconcile", model),
             )
@@ -506,7 +506,7 @@ class _Look:
                     f"AWS failed to create {found.name} ({found.units} units of {model}): "
                     f"{cut(found.failure or 'no reason given', MAX_TEXT)}.",
                     "These units will not come by themselves.",
-                    f"Ask AWS Support with {found.arn}; then: runbooks capacity reconcile {model}",
+                    f"Ask AWS Support with {found.arn}; then: runbooks capacity reconcile {model} --why '...'",
                     model=model,
                     repair=("reconcile", model),
                 )
@@ -538,7 +538,7 @@ class _Look:
                 Severity.WARNING,
                 f"{units} units of {model} could go: {', '.join(sorted(idle))}.",
                 f"Nobody asks for these units and they are paid for{price}.",
-                f"runbooks capacity show {model}; runbooks capacity reconcile {model}",
+                f"runbooks capacity show {model}; runbooks capacity reconcile {model} --why '...'",
                 model=model,
                 repair=("reconcile", model),
             )
@@ -560,7 +560,7 @@ class _Look:
                 Severity.CRITICAL,
                 f"The routes of {model} name what is not in service so: {', '.join(sorted(wrong))}.",
                 "The chatbot sends calls to models that refuse them.",
-                f"runbooks capacity reconcile {model} publishes them again",
+                f"runbooks capacity reconcile {model} --why '...' publishes them again",
                 model=model,
                 repair=("reconcile", model),
             )
@@ -576,7 +576,7 @@ class _Look:
                 f"{sum(found.units for found in lost)} units of {model} are in service and not in the routes: "
                 f"{', '.join(sorted(found.name for found in lost))}.",
                 "They are paid for, and the chatbot does not use them.",
-                f"runbooks capacity reconcile {model} publishes them again",
+                f"runbooks capacity reconcile {model} --why '...' publishes them again",
                 model=model,
                 repair=("reconcile", model),
             )

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from pydantic import ValidationError
 
 from domain.announcements import FeedEntry, FeedRead, FeedReport, Recognise, details, page_text, recognise
 from domain.calendar import EventStatus
@@ -114,3 +115,18 @@ def test_people_are_told_of_proposals_and_once_of_a_feed_that_stays_away() -> No
 def test_text_from_outside_stays_inert() -> None:
     report = run(entry("最終回 12月7日 [click](http://x) `code` # <img>\n# heading"))
     assert "`最終回 12月7日 [click](http://x) 'code' # <img> # heading`" in details(report)
+
+
+@pytest.mark.parametrize(
+    ("feed", "why"),
+    [
+        ({"url": "ftp://example.com/feed"}, "https?"),
+        ({"zone": "Asia/Tokio"}, "did you mean Asia/Tokyo"),
+        ({"max_bytes": 0}, "greater than or equal to 1"),
+        ({"rules": [{"event_type": "finale", "words": ["x"]}]}, "no event type 'finale'"),
+        ({"rules": [{"event_type": "new_series", "words": []}]}, "at least 1 item"),
+    ],
+)
+def test_a_feed_that_cannot_be_is_refused(feed: dict[str, object], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Policy.model_validate({"feed": feed})
