@@ -259,7 +259,7 @@ def _horizon(outlook: Outlook, clock: RehearsalClock) -> str:
 
 def _cost(unit_hours: float, usd: float | None) -> str:
     money = "" if usd is None else f" ({usd:,.2f} USD)"
-    return f"{unit_hours:g} unit-hours{money}"
+    return f"{unit_hours:g} unit-hour{'s' * (unit_hours != 1)}{money}"
 
 
 def _state(row: Capacity) -> Any:
