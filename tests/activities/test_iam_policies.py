@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -25,8 +26,11 @@ from activities.ecs import EcsActivities
 from activities.health import HealthActivities
 from activities.pages import PageActivities
 from activities.permissions import PermissionActivities, check
+from dataplane.bedrock import BedrockBackend
 from dataplane.ledger import Ledger
+from dataplane.meter import BatchMeter
 from dataplane.routes import Routes
+from dataplane.sending import Gone, Rejected, Target, Unavailable
 from domain.calendar import CalendarEvent
 from domain.capacity import MANAGED_BY, MANAGED_BY_TAG, Order, Situation, Survey
 from domain.errors import ErrorKind
@@ -47,6 +51,7 @@ from domain.pre_provisioning import MarkEvent
 from ops.service import OpsError, OpsService
 from tests.aws_account import Account
 from tests.servers import AwsServer, free_port
+from workers.batcher_metrics import Publisher
 from workers.clients import AwsClients
 from workers.errors import to_application_error
 from workers.intake import Intake
@@ -235,6 +240,16 @@ async def keep_the_calendar(settings: Settings, aws: AwsClients) -> None:
         await service._load(POLICY)
 
 
+async def answer_requests(settings: Settings, aws: AwsClients) -> None:
+    """Everything that the batcher does in AWS, once."""
+    backend = BedrockBackend(aws.bedrock_runtime(), 1)
+    with suppress(Gone, Rejected, Unavailable):
+        await backend.call(Target("sonnet", SONNET.model_id), "", "which manga?", 10, within_seconds=10)
+    backend.close()
+    await Publisher(BatchMeter(), aws.cloudwatch(), timedelta(minutes=1)).publish()
+    await asyncio.to_thread(check, AwsRole.BATCHER, scope_of(settings, POLICY), aws.client)
+
+
 async def do_all(
     role: AwsRole, settings: Settings, aws: AwsClients, account: Account, redis_client: redis.Redis
 ) -> None:
@@ -244,6 +259,8 @@ async def do_all(
         await work(settings, aws, Ledger(redis_client), Routes(redis_client), arn)
     elif role is AwsRole.INTAKE:
         await take_alarms(settings, aws, account)
+    elif role is AwsRole.BATCHER:
+        await answer_requests(settings, aws)
     else:
         await keep_the_calendar(settings, aws)
 
@@ -256,6 +273,7 @@ async def test_the_policy_suffices_and_every_statement_is_needed(
     all_of_it = statements(role, settings)
     may(account, all_of_it)
     aws = AwsClients(settings)
+    aws.bedrock_runtime = cache(aws.bedrock_runtime)  # type: ignore[method-assign]
     recorder = Recorder(aws, role)
     await do_all(role, settings, aws, account, redis_client)
     assert recorder.denied == set()
