@@ -1,8 +1,8 @@
 """The ladder (design idea 2): what carries the load while units are refused or late, rung after rung; pure.
 
 On-demand → cross-region inference profile → priority tier → shorter answers → features off. Where calls go is free to
-change back and acts at once, except the priority tier, which costs more. What users notice comes rung by rung, and
-only if what came before cannot carry what is missing.
+change back and acts at once, except the priority tier, which costs more. That one, and what users notice, comes rung by
+rung, from when the load is more than the quotas of the others carry until the units are there.
 """
 
 from enum import StrEnum
@@ -33,7 +33,11 @@ class Shortage(BaseModel):
     model: str
     units: int = Field(ge=1)
     """Missing now."""
-    since: AwareDatetime
+    units_in_service: int
+    sent_tokens_per_second: float | None
+    """The model's load now; None: it could not be read, and is taken as what the missing units would carry."""
+    overloaded_since: AwareDatetime | None
+    """As the ladder said last."""
     now: AwareDatetime
     policy: RecordedPolicy
 
@@ -61,16 +65,22 @@ class Ladder(BaseModel):
     rungs: tuple[Rung, ...]
     overflow: tuple[Overflow, ...]
     """Where calls go that the provisioned models do not take, in this order."""
+    overloaded_since: AwareDatetime | None
+    """Since when the load has been more than on-demand and inference profile carry; None: it is not."""
     next_at: AwareDatetime | None
-    """When the next rung is due if units are still missing; None: this is the last one that helps."""
+    """When to look again if units are still missing; None: nothing more helps, or is needed."""
 
 
 def ladder(shortage: Shortage) -> Ladder:
     """The rungs that are due. Each of those that cost or are noticed waits `climb_every` longer than the one before."""
-    spec, policy = shortage.policy.models[shortage.model], shortage.policy.ladder
+    spec, policy, now = shortage.policy.models[shortage.model], shortage.policy.ladder, shortage.now
     missing = shortage.units * spec.tokens_per_second_per_unit
+    beyond, what = missing, "that the missing units would carry"
+    if shortage.sent_tokens_per_second is not None:
+        in_service = shortage.units_in_service * spec.tokens_per_second_per_unit
+        beyond, what = max(0.0, shortage.sent_tokens_per_second - in_service), "beyond the units in service"
     carried = spec.on_demand_tokens_per_second
-    quota = f"{carried:,.0f} tokens/s of on-demand quota for {missing:,.0f} that are missing"
+    quota = f"{carried:,.0f} tokens/s of quota for {beyond:,.0f} {what}"
     rungs = [Rung(kind=RungKind.ON_DEMAND, text=f"on-demand takes what the units do not: {quota}")]
     overflow = [Overflow(kind="on_demand", model_id=spec.model_id)]
     if spec.inference_profile_id is not None:
@@ -81,17 +91,18 @@ def ladder(shortage: Shortage) -> Ladder:
         )
         rungs.append(Rung(kind=RungKind.INFERENCE_PROFILE, text=text))
         overflow.append(Overflow(kind="inference_profile", model_id=spec.inference_profile_id))
-    if carried >= missing:
-        return Ladder(rungs=tuple(rungs), overflow=tuple(overflow), next_at=None)
-    due = shortage.since
-    for rung in _costly(shortage):
-        due += policy.climb_every
-        if due > shortage.now:
-            return Ladder(rungs=tuple(rungs), overflow=tuple(overflow), next_at=due)
+    since = shortage.overloaded_since or (now if beyond > carried else None)
+    next_at = now + policy.climb_every if since is None and missing > carried else None
+    for number, rung in enumerate(_costly(shortage) if since is not None else (), 1):
+        assert since is not None
+        due = since + number * policy.climb_every
+        if due > now:
+            next_at = due
+            break
         rungs.append(rung)
         if rung.kind is RungKind.PRIORITY_TIER:
             overflow.append(Overflow(kind="priority_tier", model_id=spec.model_id))
-    return Ladder(rungs=tuple(rungs), overflow=tuple(overflow), next_at=None)
+    return Ladder(rungs=tuple(rungs), overflow=tuple(overflow), overloaded_since=since, next_at=next_at)
 
 
 def _costly(shortage: Shortage) -> list[Rung]:

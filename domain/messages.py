@@ -746,6 +746,8 @@ class CapacityState(Message):
     """Units over the plan's horizon, as last planned."""
     short_since: AwareDatetime | None = None
     """Units that are wanted now are missing since then, and are not on their way."""
+    overloaded_since: AwareDatetime | None = None
+    """Since then the load has been more than the other quotas carry, and the ladder climbs."""
     rungs: list[Rung] = []
     """Rungs of the ladder in force while units are missing, the first one first."""
     leases: list[LeaseRequest] = []

@@ -262,7 +262,7 @@ class LadderPolicy(Section):
     """What is done, rung after rung, while units are refused or late (design idea 2)."""
 
     climb_every: ScaledDuration = timedelta(minutes=5)
-    """Between rungs that cost or that users notice, while what came before cannot carry what is missing."""
+    """Between rungs that cost or that users notice, and between looks at the load."""
     max_output_tokens: int = Field(default=512, ge=1, le=4096)
     """The longest answer then."""
     features_off: tuple[str, ...] | None = None

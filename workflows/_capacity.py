@@ -94,7 +94,7 @@ class Capacity(OnRecord):
         self.errors: dict[str, str] = {}
         """What else fails, by what it is about."""
         self.held: set[str] = set()
-        """What failed and waits for the next reconciliation: ARNs, `CREATE`, `LIST`."""
+        """What failed and waits for the next reconciliation: watching an ARN, its `deletion`, `CREATE`, `LIST`."""
         self.paused = state.paused
         self.awaiting = {asked.approval_id: asked for asked in state.awaiting}
         self.consents = {consent.excess_id: consent for consent in state.consents}
@@ -103,6 +103,7 @@ class Capacity(OnRecord):
         self.missing = 0
         """Units that are wanted now and neither in service nor on their way in time."""
         self.short_since = state.short_since
+        self.overloaded_since = state.overloaded_since
         self.rungs = state.rungs
         self.leases = state.leases
         self.leases_lost_at: datetime | None = None
@@ -134,8 +135,14 @@ class Capacity(OnRecord):
 
     def try_again(self) -> None:
         """Look at the fleet now, and try what failed."""
-        self.held.clear()
+        self.forgive()
         self.look = True
+
+    def forgive(self) -> None:
+        """What failed may be tried again."""
+        self.held.clear()
+        for arn in self.fleet:
+            self.errors.pop(arn, None)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` beside the main loop."""
@@ -155,7 +162,7 @@ class Capacity(OnRecord):
         self.fleet.pop(arn, None)
         self.unlisted.discard(arn)
         self.gone.add(arn)
-        self.held.discard(arn)
+        self.held -= {arn, deletion(arn)}
         self.errors.pop(arn, None)
         self.shortage.pop(arn, None)
         self.keep_purchases()
@@ -233,6 +240,7 @@ class Capacity(OnRecord):
             cost=plan.cost if plan else PlanCost(),
             expected=list(plan.expected) if plan else [],
             short_since=self.short_since,
+            overloaded_since=self.overloaded_since,
             rungs=self.rungs,
             leases=self.leases,
             paged_for=self.paged_for,
@@ -305,6 +313,11 @@ class Capacity(OnRecord):
             workflow.upsert_search_attributes(
                 [SERVICE.value_set("mangaassist"), HOLDS_LEASES.value_set(self._holds_leases)]
             )
+
+
+def deletion(arn: str | None) -> str:
+    """In `held`: it could not be deleted."""
+    return f"deletion of {arn}"
 
 
 def _paused(paused: Paused | None) -> str:

@@ -12,7 +12,7 @@ from domain.capacity import CapacityPlan, DemandOutcome, Order, ProvisionedModel
 from domain.errors import RETRYABLE
 from domain.incident import utc
 from domain.messages import AwaitModel, CreateModel, DeleteModel
-from workflows._capacity import CREATE, FAILED, Capacity
+from workflows._capacity import CREATE, FAILED, Capacity, deletion
 from workflows._step import failure, mutate, wait
 
 UNANSWERED_KEPT = 50
@@ -71,13 +71,13 @@ class ActsOnFleet(Capacity):
         self.told_kinds[outcome.demand_id] = self.kinds()
 
     def _take(self, step: Step) -> None:
-        if not step.ready or step.arn in self.held:
+        if not step.ready:
             return
-        if step.kind is StepKind.AWAIT and step.arn not in self.watching:
+        if step.kind is StepKind.AWAIT and step.arn not in self.watching | self.held:
             assert step.arn is not None
             self.watching.add(step.arn)
             self.start(self._await_in_service(step.arn, step.name))
-        if "fleet" in self.errors or self.paused:
+        if "fleet" in self.errors or self.paused or deletion(step.arn) in self.held:
             return  # nothing is bought or deleted on an old list, or past the kill switch
         if step.order is not None and CREATE not in self.held:
             if not self.sending:
@@ -86,7 +86,12 @@ class ActsOnFleet(Capacity):
             self.unanswered = [order for order in self.unanswered if order.name != step.name]
             self.next_sequence = max(self.next_sequence, step.order.sequence + 1)
             self.start(self._create(step.order))
-        elif step.kind in RETIRING and step.arn not in self.retiring and not self.look:
+        elif (
+            step.kind in RETIRING
+            and step.arn not in self.retiring
+            and deletion(step.arn) not in self.held
+            and not self.look
+        ):
             # With `look` a message has come since the plan was asked for: the next one decides what goes.
             assert step.arn is not None
             self.retiring[step.arn] = step
@@ -154,8 +159,7 @@ class ActsOnFleet(Capacity):
             known = self.fleet.get(arn)
             if seen.status is None or known is None:
                 self.forget_model(arn)
-            elif seen.status == "Creating":
-                self.held.add(arn)
+            elif seen.status == "Creating":  # it is watched on
                 self.shortage[arn] = "late", f"{name} is still Creating after {timeout}: ask AWS Support"
             else:
                 self.fleet[arn] = known.model_copy(update={"status": seen.status, "failure": seen.failure})
@@ -201,13 +205,13 @@ class ActsOnFleet(Capacity):
             if is_cancelled_exception(error):
                 self.look = True  # it may be gone all the same
             else:
-                self.held.add(arn)
+                self.held.add(deletion(arn))
                 self.errors[arn] = f"{step.name} was not deleted: {failure(error)[1]}"
         else:
             if seen.status is None:
                 self.forget_model(arn)
             else:
-                self.held.add(arn)
+                self.held.add(deletion(arn))
                 self.errors[arn] = f"{step.name} is still {seen.status} {timeout} after its deletion"
         self.deleting.discard(arn)
         del self.retiring[arn]

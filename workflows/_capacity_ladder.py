@@ -6,16 +6,17 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
 from activities.leases import LeaseActivities
 from domain.capacity import CapacityPlan
 from domain.knobs import Holder, LeaseRequest
 from domain.ladder import Ladder, Rung, Shortage
-from domain.messages import AwaitedApproval, ReleaseLeases, TakeLeases
+from domain.messages import AwaitedApproval, ReleaseLeases, TakeLeases, load_query
 from workflows._capacity_asks import AsksPeople
 from workflows._capacity_routes import PublishesRoutes
 from workflows._people import ON_CALL
-from workflows._step import decide, failure, mutate
+from workflows._step import decide, failure, mutate, read
 
 SENIOR = "senior on-call"
 
@@ -38,7 +39,9 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
 
     def _coming(self) -> int:
         """Units asked for, or in creation and not late."""
-        creating = [model for model in self.fleet.values() if model.status == "Creating" and model.arn not in self.held]
+        creating = [
+            model for arn, model in self.fleet.items() if model.status == "Creating" and arn not in self.shortage
+        ]
         return sum(order.units for order in self.sending.values()) + sum(model.units for model in creating)
 
     def _page_shortage(self, plan: CapacityPlan) -> None:
@@ -91,18 +94,21 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
 
     async def _step(self) -> datetime | None:
         """To where the ladder should stand; answers when the next step is due without anything else changing."""
-        ladder = Ladder(rungs=(), overflow=(), next_at=None)
+        ladder = Ladder(rungs=(), overflow=(), overloaded_since=None, next_at=None)
         since = self.short_since
         if since is not None and self.missing:
             shortage = Shortage(
                 model=self.model,
                 units=self.missing,
-                since=since,
+                units_in_service=self.plan.units_in_service if self.plan else 0,
+                sent_tokens_per_second=await self._load(),
+                overloaded_since=self.overloaded_since,
                 now=workflow.now(),
                 policy=self.now_snapshot.policy,
             )
-            summary = f"Ladder: {self.missing} units are missing"
+            summary = f"Ladder: {shortage.units} units are missing"
             ladder = await decide(DecisionActivities.climb_ladder, shortage, summary=summary)
+        self.overloaded_since = ladder.overloaded_since
         rungs = [rung for rung in ladder.rungs if not rung.consent or _approval_id(rung, since) in self.agreed]
         await self._hold([rung for rung in rungs if rung.knob], since)
         self.set_overflow(ladder.overflow)
@@ -110,6 +116,18 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
         self._ask_consent([rung for rung in ladder.rungs if rung not in rungs], since)
         renew_at = workflow.now() + self.now_snapshot.policy.leases.renew_every if self.leases else None
         return min((moment for moment in (ladder.next_at, renew_at) if moment), default=None)
+
+    async def _load(self) -> float | None:
+        """Tokens/s sent to the model; None: they cannot be read."""
+        policy = self.now_snapshot.policy
+        query, budget = load_query(policy, self.model), policy.evidence.budget
+        try:
+            load = await read(
+                CloudWatchActivities.read_load, query, summary="Load: is it more than quotas carry?", within=budget
+            )
+        except ActivityError:
+            return None
+        return load.model(self.model).sent_tokens_per_second or 0.0
 
     def _ask_consent(self, rungs: list[Rung], since: datetime | None) -> None:
         now, lasts = workflow.now(), self.now_snapshot.policy.ladder.lease

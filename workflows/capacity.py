@@ -126,7 +126,7 @@ class CapacityWorkflow(DecidedByPeople, ClimbsLadder):
                 if self.reconcile_at is not None:
                     await self._load_policy()
                 self.reconcile_at = now + self.policy.reconcile_interval
-                self.held.clear()
+                self.forgive()
                 look = self.republish = True
             planned_for = list(self.demands.values())
             plan = await self._survey() if look else None

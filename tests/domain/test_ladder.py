@@ -24,10 +24,23 @@ FULL = (
 )
 
 
-def rungs_after(minutes: int, *, units: int = 10, **changes: object) -> Ladder:
-    policy = Policy(models={**Policy().models, "sonnet": FULL.model_copy(update=changes)}, timetable=None)
-    now = SINCE + timedelta(minutes=minutes)
-    return ladder(Shortage(model="sonnet", units=units, since=SINCE, now=now, policy=policy))
+def rungs_after(minutes: int, *, units: int = 10, sent: float | None = None, **changes: object) -> Ladder:
+    """`minutes` after the first look, at which the load was what it is."""
+    policy = Policy(timetable=None, models={**Policy().models, "sonnet": FULL.model_copy(update=changes)})
+
+    def shortage(since: datetime | None, now: datetime) -> Shortage:
+        return Shortage(
+            model="sonnet",
+            units=units,
+            units_in_service=5,
+            sent_tokens_per_second=sent,
+            overloaded_since=since,
+            now=now,
+            policy=policy,
+        )
+
+    first = ladder(shortage(None, SINCE))
+    return ladder(shortage(first.overloaded_since, SINCE + timedelta(minutes=minutes)))
 
 
 @pytest.mark.parametrize(("minutes", "expected"), [(0, 2), (4, 2), (5, 3), (10, 4), (15, 5), (600, 5)])
@@ -44,7 +57,28 @@ def test_what_on_demand_and_profile_carry_needs_nothing_that_users_notice() -> N
     found = rungs_after(600, units=3)
     assert [rung.kind for rung in found.rungs] == ALL[:2]
     assert found.next_at is None
-    assert "1,000 tokens/s of on-demand quota for 3,000 that are missing" in found.rungs[0].text
+    assert "1,000 tokens/s of quota for 3,000 that the missing units would carry" in found.rungs[0].text
+
+
+def test_a_load_that_the_quotas_carry_is_looked_at_again_and_an_overload_lasts_as_long_as_the_shortage() -> None:
+    found = rungs_after(600, sent=8000)
+    assert [rung.kind for rung in found.rungs] == ALL[:2]
+    assert found.next_at == SINCE + timedelta(minutes=600) + Policy().ladder.climb_every
+    assert "for 3,000 beyond the units in service" in found.rungs[0].text
+    over = rungs_after(5, sent=8001)
+    assert [rung.kind for rung in over.rungs] == ALL[:3]
+    now = SINCE + timedelta(minutes=15)
+    policy = Policy(timetable=None, models={**Policy().models, "sonnet": FULL})
+    calm = Shortage(
+        model="sonnet",
+        units=1,
+        units_in_service=5,
+        sent_tokens_per_second=0,
+        overloaded_since=over.overloaded_since,
+        now=now,
+        policy=policy,
+    )
+    assert [rung.kind for rung in ladder(calm).rungs] == ALL
 
 
 def test_what_the_policy_does_not_have_is_left_out() -> None:

@@ -44,7 +44,7 @@ from domain.messages import (
 from domain.people import Role, Roster
 from domain.policy import CapacityPolicy, IntentPolicy, Policy
 from tests.servers import TemporalServer
-from tests.workflows.fakes import activities_of
+from tests.workflows.fakes import FakeCloudWatch, activities_of
 from workers.clients import AwsClients
 from workers.settings import Settings
 from workers.temporal import connect, runbook_plugin
@@ -97,7 +97,12 @@ class FakeIncident:
 
 
 def worker_of(
-    client: Client, settings: Settings, redis_client: redis.Redis, policy_file: Path, threads: ThreadPoolExecutor
+    client: Client,
+    settings: Settings,
+    redis_client: redis.Redis,
+    policy_file: Path,
+    threads: ThreadPoolExecutor,
+    cloudwatch: FakeCloudWatch | None = None,
 ) -> Worker:
     """With everything that capacity needs, and nothing else."""
     aws = AwsClients(settings)
@@ -111,6 +116,7 @@ def worker_of(
         LeaseActivities(Ledger(redis_client)),
         PageActivities(aws.sns(), topic_arn=None, log=policy_file.with_name(PAGES)),
         EntityActivities(configured.snapshot),
+        cloudwatch or FakeCloudWatch(),
         configured,
     )
     return Worker(
@@ -136,6 +142,7 @@ class Stack:
     worker: asyncio.Task[None] | None = None
     fake: WorkflowHandle[Any, Any] | None = None
     bedrock: Any = None
+    cloudwatch: FakeCloudWatch = field(default_factory=FakeCloudWatch)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
 
     def pages(self) -> list[str]:
@@ -159,7 +166,7 @@ class Stack:
         self.policy_file.write_text(default.model_copy(update=changed).model_dump_json())
 
     async def start_worker(self) -> None:
-        worker = worker_of(self.client, self.settings, self.redis, self.policy_file, self.threads)
+        worker = worker_of(self.client, self.settings, self.redis, self.policy_file, self.threads, self.cloudwatch)
         self.worker = asyncio.create_task(worker.run())
 
     async def stop_worker(self) -> None:

@@ -8,10 +8,12 @@ from temporalio.client import WorkflowHandle
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.knobs import KnobName
+from domain.load import ModelLoad
 from domain.messages import APPROVE_CAPACITY, LEASES_LOST, CapacityInput, CapacityState
 from domain.policy import LadderPolicy, TimetablePolicy, TimetableWindow
 from domain.routes import CapacityRoute, CapacityRoutes
 from tests.workflows.capacity_stack import APPROVER, Stack, idle, last, until
+from tests.workflows.fakes import HELD
 from workflows.capacity import CapacityWorkflow
 
 SECOND = timedelta(seconds=1)
@@ -29,11 +31,17 @@ async def test_a_creation_that_never_ends_is_climbed_around_and_the_ladder_left_
     quick = {"ladder": LadderPolicy(climb_every=0.3 * SECOND)}
     stack.set_policy(POORLY_COVERED, also=quick, provisioning_timeout=0.6 * SECOND)
     stack.control("bedrock", {"provisioning_lag_seconds": 600})
+    stack.cloudwatch.load = HELD.model_copy(update={"models": {stack.model: ModelLoad(sent_tokens_per_second=16_000)}})
     await stack.ask(20)
     told = await until(lambda: last(stack, "failed"))
     assert "is still Creating after 0:00:00.6" in told.detail
     assert "AWS Support" in told.detail
 
+    await until(lambda: _looks(stack, 3))
+    state = await stack.state()
+    assert len(state.rungs) == 2, "on-demand and the profile carry 1,000 tokens/s"
+
+    stack.cloudwatch.load = None
     [asked] = (await until(lambda: _awaiting(stack))).awaiting
     state = await stack.state()
     kinds = ["on-demand", "cross-region inference profile", "priority tier", "shorter answers"]
@@ -60,6 +68,13 @@ async def test_a_creation_that_never_ends_is_climbed_around_and_the_ladder_left_
     state = await until(lambda: idle(stack))
     assert (state.rungs, state.leases, state.awaiting, state.short_since) == ([], [], [], None)
     assert len(stack.pages()) == 3
+
+
+async def _looks(stack: Stack, count: int) -> bool:
+    """At the load, before the ladder is climbed."""
+    history = await stack.entity.fetch_history()
+    started = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
+    return started.count("read_load") >= count
 
 
 def _held(stack: Stack) -> dict[KnobName, Any]:
