@@ -70,7 +70,7 @@ def options(folder: Path, **changes: object) -> StackOptions:
     return StackOptions(state_dir=folder / "state", **{"usual_ports": False, **changes})  # type: ignore[arg-type]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
     give_up_at = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up_at, "did not happen in time"
