@@ -24,8 +24,8 @@ from domain.policy import FeedPolicy
 
 MAX_DEPTH = 100
 """Of nested elements; feeds have about ten."""
-MAX_TEXT = 2_000
-"""Characters of an entry's title or summary that are kept."""
+MAX_TEXT, MAX_SUMMARY = 300, 1_000
+"""Characters that are kept: of 200 entries at most 1.4 MB, as Temporal takes 2 MB."""
 CHUNK_BYTES = 16_384
 ENCODINGS = frozenset(
     ("utf-8", "us-ascii", "shift_jis", "shift-jis", "cp932", "windows-31j", "euc-jp", "iso-8859-1", "windows-1252")
@@ -238,7 +238,8 @@ def _check(text: str) -> None:
 
 def _entry(found: Any) -> FeedEntry | None:
     """None: it has nothing that tells it from others."""
-    title, summary, link = (str(found.get(name) or "")[:MAX_TEXT] for name in ("title", "summary", "link"))
+    title, link = (str(found.get(name) or "")[:MAX_TEXT] for name in ("title", "link"))
+    summary = str(found.get("summary") or "")[:MAX_SUMMARY]
     guid = str(found.get("id") or link or title)[:MAX_TEXT]
     if not guid:
         return None

@@ -87,6 +87,7 @@ class FeedReport(Message):
 
     read_at: AwareDatetime
     entries: int = 0
+    left_out: int = 0
     problem: str = ""
     failures: int = 0
     """Runs in a row that could not read it, with this one."""
@@ -131,6 +132,7 @@ def recognise(request: Recognise) -> FeedReport:
     return FeedReport(
         read_at=request.now,
         entries=len(read.entries),
+        left_out=read.left_out,
         proposed=tuple(proposal for event_id, proposal in found.items() if event_id not in known),
         undated=tuple(undated),
         known=tuple(found),
@@ -244,6 +246,7 @@ def details(report: FeedReport) -> str:
     if report.problem:
         return f"# The feed cannot be read\n\n{quoted(report.problem)} ({report.failures} times in a row)."
     lines = [f"# {len(report.proposed)} new proposals", "", f"{report.entries} entries, read {utc(report.read_at)}."]
+    lines += [f"{report.left_out} older ones were left out."] if report.left_out else []
     for proposal in report.proposed:
         event = proposal.event
         lines += ["", f"- **{event.type}** {event.starts_at.isoformat()}, {event.multiplier:g}x: "

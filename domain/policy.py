@@ -593,7 +593,7 @@ class FeedPolicy(Section):
     """For the whole fetch, redirects included; technical, not scaled."""
     max_bytes: int = Field(default=1_000_000, ge=1)
     max_redirects: int = Field(default=5, ge=0)
-    max_entries: int = Field(default=200, ge=1)
+    max_entries: int = Field(default=200, ge=1, le=200)
     """The newest ones of a feed; what is left out is said."""
     page_after_failures: int = Field(default=2, ge=1)
     """People are told when the feed could not be read so many times in a row."""

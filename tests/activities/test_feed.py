@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from activities import feed
 from activities.feed import FeedActivities
 from domain.announcements import FeedRead
 from domain.policy import FeedPolicy
@@ -133,6 +134,13 @@ async def test_atom_is_read(server: str) -> None:
 async def test_of_many_entries_the_newest_are_read(server: str) -> None:
     found = await read(server + "/rss", max_entries=1)
     assert ([entry.guid for entry in found.entries], found.left_out) == (["a"], 1)
+
+
+def test_the_largest_answer_fits_into_a_message_of_temporal() -> None:
+    item = "".join(f"<{name}>{'最' * 2000}</{name}>" for name in ("title", "link", "guid", "description"))
+    entries = feed.parse(f'<rss version="2.0"><channel>{f"<item>{item}</item>" * 200}</channel></rss>'.encode())
+    assert len(entries) == 200
+    assert len(FeedRead(entries=tuple(entries)).model_dump_json().encode()) < 1_400_000
 
 
 @pytest.mark.parametrize(
