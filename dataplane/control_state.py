@@ -27,6 +27,7 @@ class ControlState(AsyncKnobs):
         super().__init__(client, baseline, poll_every)
         self._routes: dict[str, CapacityRoutes] = {}
         self._texts: dict[str, str] = {}
+        """As they were read last: each is parsed, and complained of, once."""
         self._routes_epoch: str | None = None
 
     def routes(self, model: str) -> CapacityRoutes | None:
@@ -41,12 +42,14 @@ class ControlState(AsyncKnobs):
         for model, text in held.items():
             if text == self._texts.get(model):
                 continue
+            self._texts[model] = text
             try:
                 routes = CapacityRoutes.model_validate_json(text)
             except ValidationError as error:
-                _log.error("routes of %s cannot be read, keeping what is known: %s", model, error)
+                what = error.errors(include_url=False)[0]["msg"]
+                _log.error("routes of %s cannot be read, keeping what is known: %s", model, what)
                 continue
             known = self._routes.get(model)
             if known is None or routes.version > known.version or epoch != self._routes_epoch:
-                self._routes[model], self._texts[model] = routes, text
+                self._routes[model] = routes
         self._routes_epoch = epoch

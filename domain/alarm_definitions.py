@@ -64,6 +64,21 @@ def alarm_definitions(policy: Policy) -> tuple[AlarmDefinition, ...]:
         )
         for name in policy.models
     ]
+    waits = [
+        AlarmDefinition(
+            name=f"BatcherQueueWaitAlarm-{name}",
+            description=f"Requests to {name} wait long in the batcher (S3): for mates, or for a slot.",
+            metric=MetricName.QUEUE_WAIT_TIME,
+            dimensions=(name,),
+            comparison="GreaterThanThreshold",
+            threshold=policy.longest_usual_wait_ms,
+            period=policy.metrics.period,
+            periods=policy.batcher.queue_wait_periods,
+            treat_missing="notBreaching",
+            tells="intake",
+        )
+        for name in policy.models
+    ]
     heartbeat = AlarmDefinition(
         name=HEARTBEAT_ALARM,
         description="The runbooks' own stack is silent: no health check came to its end. Look at the runbook worker, "
@@ -76,7 +91,7 @@ def alarm_definitions(policy: Policy) -> tuple[AlarmDefinition, ...]:
         treat_missing="breaching",
         tells="on-call",
     )
-    return *throttles, *failures, heartbeat
+    return *throttles, *failures, *waits, heartbeat
 
 
 def put_metric_alarm(definition: AlarmDefinition, topic: Any) -> dict[str, Any]:
@@ -95,7 +110,7 @@ def put_metric_alarm(definition: AlarmDefinition, topic: Any) -> dict[str, Any]:
         "Dimensions": [
             {"Name": name, "Value": value} for name, value in zip(metric.dimensions, definition.dimensions, strict=True)
         ],
-        "Statistic": metric.statistic,
+        **_statistic(metric.statistic),
         "Period": max(1, round(definition.period.total_seconds())),
         "EvaluationPeriods": definition.periods,
         "DatapointsToAlarm": definition.periods,
@@ -105,6 +120,13 @@ def put_metric_alarm(definition: AlarmDefinition, topic: Any) -> dict[str, Any]:
         "AlarmActions": [topic],
         "OKActions": [topic],
     }
+
+
+def _statistic(name: str) -> dict[str, str]:
+    """A percentile of few samples says nothing, so AWS is told not to evaluate it."""
+    if not name.startswith("p"):
+        return {"Statistic": name}
+    return {"ExtendedStatistic": name, "EvaluateLowSampleCountPercentile": "ignore"}
 
 
 def template(policy: Policy) -> dict[str, Any]:

@@ -57,10 +57,11 @@ def impact_of(
     if load is None:
         notes.append("the present metrics could not be read: the figures are the budget table's alone")
     offered = load.offered_tokens_per_second if load else {}
-    measures, over = _latency(old, new, offered, load, policy, notes)
+    waits = _wait_ms(old, offered, policy), _wait_ms(new, offered, policy)
+    measures, over = _latency(old, new, waits, offered, load, policy, notes)
     hit_rates = _hit_rates(old, new, load, policy)
     measures.append(Measure(name="hit rate", unit="%", before=hit_rates[0] * 100, after=hit_rates[1] * 100))
-    fills = _fill(old, policy), _fill(new, policy)
+    fills = _fill(waits[0], policy), _fill(waits[1], policy)
     calls = 100 * (1 - hit_rates[1]) / (1 - hit_rates[0]) * fills[0] / fills[1] if hit_rates[0] < 1 else 100.0
     measures.append(Measure(name="calls to Bedrock", unit="% of now", before=100, after=calls))
     if fills[0] != fills[1]:
@@ -94,6 +95,7 @@ class _Setting:
 def _latency(
     old: _Setting,
     new: _Setting,
+    waits: tuple[float, float],
     offered: Mapping[str, float],
     load: LoadSnapshot | None,
     policy: Policy,
@@ -102,10 +104,16 @@ def _latency(
     """P99 by the budget table, and the measured one moved by as much."""
     budget = policy.latency
     stages = sum(stage.p99_ms for stage in budget.stages)
-    before, after = (stages + one.window_ms + _invocation_ms(one, offered, policy) for one in (old, new))
+    before, after = (
+        stages + wait + _invocation_ms(one, offered, policy) for one, wait in zip((old, new), waits, strict=True)
+    )
     notes.append(
-        f"latency: stages {stages:g} ms + queue wait + the slowest model's P99; until the batcher exists, its queue "
-        f"wait is taken as the window ({new.window_ms} ms)"
+        f"latency: stages {stages:g} ms + queue wait + the slowest model's P99; the batcher's queue wait is taken as "
+        + (
+            f"what `slo` leaves of {policy.batcher.slo_ms:g} ms, at most the window ({new.window_ms} ms)"
+            if policy.batcher.controller == "slo"
+            else f"the window ({new.window_ms} ms)"
+        )
     )
     measures = [Measure(name="P99 latency by the budget table", unit="ms", before=before, after=after)]
     if load is not None and load.p99_ms is not None:
@@ -117,6 +125,14 @@ def _latency(
         if measure.after >= budget.max_p99_ms and measure.after > measure.before
     ]
     return measures, over
+
+
+def _wait_ms(setting: _Setting, offered: Mapping[str, float], policy: Policy) -> float:
+    """P99 of the queue wait: the window, of which the `slo` controller uses no more than its SLO leaves."""
+    if policy.batcher.controller != "slo":
+        return setting.window_ms
+    spent = sum(stage.p99_ms for stage in policy.latency.stages) + _invocation_ms(setting, offered, policy)
+    return min(setting.window_ms, max(0.0, policy.batcher.slo_ms - spent))
 
 
 def _invocation_ms(setting: _Setting, offered: Mapping[str, float], policy: Policy) -> float:
@@ -153,7 +169,7 @@ def _fitted(ttl_seconds: float, points: tuple[tuple[float, float], tuple[float, 
     return ttl_seconds / at if at > 0 else max(h1, h2)
 
 
-def _fill(setting: _Setting, policy: Policy) -> float:
+def _fill(wait_ms: float, policy: Policy) -> float:
     """Requests in a batch: the first, and those that come while it waits (scenario 3: 3.1 at 150 ms)."""
     latency = policy.latency
-    return min(latency.max_batch, 1 + latency.requests_per_second * setting.window_ms / 1000)
+    return min(latency.max_batch, 1 + latency.requests_per_second * wait_ms / 1000)

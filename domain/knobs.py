@@ -68,11 +68,11 @@ class KnobName(StrEnum):
     BATCH_WINDOW_MS = (
         "batch_window_ms",
         KnobSpec(
-            meaning="how long the batcher waits for a batch to fill; 0: it sends at once",
+            meaning="the longest that the batcher waits for a batch to fill; 0: it sends at once",
             unit="milliseconds",
             kind=Whole(0, 1000),
             merge=SMALLEST,
-            baseline=150,
+            baseline=1000,
         ),
     )
     REQUEST_COALESCING = (

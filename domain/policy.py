@@ -424,8 +424,9 @@ class BatcherPolicy(Section):
     table_breach_p99_ms: float = Field(default=2500, gt=0)
     table_breach_window_ms: int = Field(default=50, ge=0)
     max_queue_wait_p99_ms: float = Field(default=300, gt=0)
-    """The alarm on QueueWaitTime (S3). Under `slo`, which waits on purpose, the configured `batch_window_ms` if that is
-    longer: a longer wait is none of its making."""
+    """The alarm on QueueWaitTime (S3), ..."""
+    queue_wait_periods: int = Field(default=3, ge=1)
+    """... held for so many metric periods (S3: the latency alarm's)."""
     slots: int = Field(default=64, ge=1, le=512)
     """Calls in flight to one model."""
     max_pending: int = Field(default=10_000, ge=1)
@@ -845,6 +846,19 @@ class Policy(Section):
                 f"{where}: 0, but {load:,.0f} tokens/s are to be expected then (forecast); on-demand may carry up to "
                 f"{quota / self.timetable.on_demand_reserve:,.0f} of its quota of {quota:,.0f}, if under {most:,.0f}"
             )
+
+    @property
+    def longest_usual_wait_ms(self) -> float:
+        """P99 of the batcher's queue wait beyond which something is wrong.
+
+        Under `slo`, which waits on purpose, not below the configured window: a longer wait is none of its making.
+        """
+        threshold = self.batcher.max_queue_wait_p99_ms
+        if self.batcher.controller != "slo":
+            return threshold
+        window = baseline_value(KnobName.BATCH_WINDOW_MS, self.baseline)
+        assert isinstance(window, int)
+        return max(threshold, window)
 
     @property
     def features(self) -> list[str]:

@@ -291,7 +291,7 @@ def test_the_copy_goes_by_its_own_clock_and_types_every_knob() -> None:
             copy.history_truncation("faq"),
         ]
 
-    configured = [30, "sonnet", 150, False, None, True, 1024, None]
+    configured = [30, "sonnet", 1000, False, None, True, 1024, None]
     assert read() == configured
     assert copy.status().staleness_seconds is None
     copy.take(LedgerView(leases, "e", 1, server_time, frozenset()), asked_at=now)

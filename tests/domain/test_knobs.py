@@ -198,7 +198,7 @@ def test_the_newest_pin_outranks_the_merge_name_by_name() -> None:
 def test_recorded_payloads_of_two_knobs_still_read() -> None:
     recorded = '{"cache_ttl_seconds":30,"model_routing":{"faq":"sonnet"},"model_ranks":{"haiku":1,"sonnet":2}}'
     baseline = Baseline.model_validate_json(recorded)
-    assert baseline_value(KnobName.BATCH_WINDOW_MS, baseline) == 150
+    assert baseline_value(KnobName.BATCH_WINDOW_MS, baseline) == 1000
     assert baseline_value(KnobName.MAX_OUTPUT_TOKENS, baseline) == {"faq": 1024}
     assert Baseline.model_validate_json(BASELINE.model_dump_json()) == BASELINE
     old = (

@@ -13,7 +13,7 @@ from domain.policy import Policy
 NOW = datetime(2026, 11, 24, 20, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 TTL, ROUTING, WINDOW = KnobName.CACHE_TTL_SECONDS, KnobName.MODEL_ROUTING, KnobName.BATCH_WINDOW_MS
-POLICY = Policy()
+POLICY = Policy.model_validate({"batcher": {"controller": "fixed"}, "knobs": {"batch_window_ms": 150}})
 EVENING = LoadSnapshot(
     observed_at=NOW,
     models={"sonnet": ModelLoad(capacity_tokens_per_second=25_500), "haiku": ModelLoad()},
@@ -66,8 +66,17 @@ def test_a_window_beyond_the_latency_budget_needs_an_approval(window_ms: int, ne
     assert bool(found.approval) is needs
     assert figure(found, "P99 latency by the budget table") == (2610, 2460 + window_ms)
     assert found.impact is not None
-    assert any(f"its queue wait is taken as the window ({window_ms} ms)" in note for note in found.impact.notes)
+    assert any(f"queue wait is taken as the window ({window_ms} ms)" in note for note in found.impact.notes)
     assert any("metrics could not be read" in note for note in found.impact.notes)
+
+
+def test_the_slo_controller_uses_no_more_of_a_window_than_the_slo_leaves() -> None:
+    def assessed(window_ms: int) -> Assessment:
+        return assess(WINDOW, window_ms, pin=False, now=NOW, ends_at=NOW + HOUR, leases=(), load=None, policy=Policy())
+
+    assert figure(assessed(150), "P99 latency by the budget table") == (2900, 2610)
+    assert figure(assessed(900), "P99 latency by the budget table") == (2900, 2900)
+    assert assessed(900).approval == []
 
 
 def test_the_measured_latency_counts_beside_the_table_and_only_a_change_for_the_worse() -> None:

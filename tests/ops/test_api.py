@@ -74,6 +74,9 @@ class Api:
 async def api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     limits = {f"RUNBOOKS_API_{kind}_PER_MINUTE": "100000" for kind in ("READS", "CHANGES", "REFUSALS")}
     folder = tmp_path_factory.mktemp("state")
+    policy = folder / "policy.yaml"
+    policy.write_text("batcher: {controller: fixed}\nknobs: {batch_window_ms: 150}")  # as in scenario 3
+    limits["RUNBOOKS_POLICY_FILE"] = str(policy)
     options = StackOptions(state_dir=folder, usual_ports=False, api=True, speed=SPEED, business_start=QUIET, env=limits)
     async with Stack(options, say=lambda _: None) as stack:
         roster = folder / "roster.yaml"
