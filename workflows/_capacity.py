@@ -67,8 +67,8 @@ class Capacity(OnRecord):
         self.watching: set[str] = set()
         self.retiring: dict[str, Step] = {}
         self.deleting: set[str] = set()
-        self.effects: set[asyncio.Task[Any]] = set()
-        """Creations and deletions that AWS has not answered."""
+        self.effects: list[asyncio.Task[Any]] = []
+        """Creations and deletions that AWS has not answered, in order: a set of tasks has another one in a replay."""
         self.routes: dict[str, int] = {}
         """As they should be."""
         self.routed = state.routes

@@ -86,12 +86,7 @@ class ActsOnFleet(Capacity):
             self.unanswered = [order for order in self.unanswered if order.name != step.name]
             self.next_sequence = max(self.next_sequence, step.order.sequence + 1)
             self.start(self._create(step.order))
-        elif (
-            step.kind in RETIRING
-            and step.arn not in self.retiring
-            and deletion(step.arn) not in self.held
-            and not self.look
-        ):
+        elif step.kind in RETIRING and step.arn not in self.retiring and not self.look:
             # With `look` a message has come since the plan was asked for: the next one decides what goes.
             assert step.arn is not None
             self.retiring[step.arn] = step
@@ -100,11 +95,11 @@ class ActsOnFleet(Capacity):
     async def _effect(self, activity: Any, request: CreateModel | DeleteModel, summary: str) -> Any:
         """A change at AWS, which `stop_effects` ends."""
         task = asyncio.ensure_future(mutate(activity, request, summary=summary[:SUMMARY]))
-        self.effects.add(task)
+        self.effects.append(task)
         try:
             return await task
         finally:
-            self.effects.discard(task)
+            self.effects.remove(task)
 
     async def _create(self, order: Order) -> None:
         model_id = self.now_snapshot.policy.models[self.model].provisioned_model_id

@@ -18,7 +18,7 @@ async def test_the_kill_switch_stops_buying_and_deleting_while_routes_go_on(stac
     await stack.ask(20)
     await until(lambda: stack.units() == [5, 15])
     stack.fault(CREATE, "throttling", count=None)
-    await stack.ask(25)
+    await stack.ask(28)
     await until(lambda: _doing(stack, "asking AWS"))
     assert (await stack.asks(PAUSE_CAPACITY, ENGINEER)).outcome == "accepted"
     assert (await stack.asks(PAUSE_CAPACITY, APPROVER)).outcome == "already-done"
@@ -30,7 +30,7 @@ async def test_the_kill_switch_stops_buying_and_deleting_while_routes_go_on(stac
     assert "paused: engineer@example.com" in told.detail
     [page] = await until(lambda: stack.pages())
     assert page.startswith("on-call: ")
-    assert f"of 25 units of {stack.model} are missing, 5 of them on their way" in page
+    assert f"of 28 units of {stack.model} are missing, 5 of them on their way" in page
     assert "engineer@example.com paused it: because" in page
 
     calls = stack.calls(CREATE)
