@@ -34,11 +34,11 @@ class PackingGuard:
         seen.append(kept)
         if kept or len(seen) < self._lost_of:
             return
-        share = 1 - sum(seen) / len(seen)
-        if share > self._max_lost_share:
+        lost = len(seen) - sum(seen)
+        if lost > self._max_lost_share * len(seen):
             self._resting.add(intent)
+            self._switch(intent, False, lost / len(seen))
             seen.clear()
-            self._switch(intent, False, share)
             asyncio.get_running_loop().call_later(self._pass_seconds, self._again, intent)
 
     def _again(self, intent: str) -> None:

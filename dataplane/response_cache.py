@@ -22,8 +22,13 @@ from domain.batching import Answer, Request
 
 _PREFIX = "mangaassist:answer:"
 """No hash tag: a cluster spreads the answers."""
+_AWAY_AFTER = 3
+"""After so many failures in a row ..."""
 _AWAY_SECONDS = 1.0
-"""After a failure Redis is left alone for so long."""
+"""... Redis is left alone for so long."""
+_CONNECTIONS = 16
+_WRITE_SECONDS = 1.0
+"""Nobody waits for a write."""
 _MOST_WRITES = 256
 """Under way at once; further answers are not kept."""
 
@@ -51,12 +56,13 @@ class ResponseCache:
         self._wall_clock = wall_clock
         self._random = random or Random()
         self._away_until = -math.inf
-        self._is_away = False
+        self._failures = 0
+        self._connections = asyncio.Semaphore(_CONNECTIONS)
         self._writes: set[asyncio.Task[None]] = set()
 
     async def get(self, request: Request) -> Answer | None:
         """The kept answer, unless it is older than the TTL or its turn has come to be fetched anew."""
-        held: Any = await self._try(lambda: self._client.get(_key(request)))
+        held: Any = await self._try(lambda: self._client.get(_key(request)), self._timeout)
         if held is None:
             return None
         try:
@@ -84,25 +90,26 @@ class ResponseCache:
         await asyncio.gather(*self._writes)
 
     async def _put(self, key: str, held: str, lasts: int) -> None:
-        await self._try(lambda: self._client.set(key, held, ex=lasts))
+        await self._try(lambda: self._client.set(key, held, ex=lasts), _WRITE_SECONDS)
 
-    async def _try(self, call: Callable[[], Any]) -> Any:
+    async def _try(self, call: Callable[[], Any], within_seconds: float) -> Any:
         now = asyncio.get_running_loop().time()
         if now < self._away_until:
             return None
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(within_seconds), self._connections:
                 command: Coroutine[Any, Any, Any] = call()
                 answer = await command
         except (redis.RedisError, OSError, TimeoutError, UnicodeDecodeError) as error:
-            self._away_until = now + _AWAY_SECONDS
-            if not self._is_away:
+            self._failures += 1
+            if self._failures >= _AWAY_AFTER:
+                self._away_until = now + _AWAY_SECONDS
+            if self._failures == _AWAY_AFTER:
                 _log.warning("the response cache is away, serving without it: %s", error or "no answer in time")
-            self._is_away = True
             return None
-        if self._is_away:
+        if self._failures >= _AWAY_AFTER:
             _log.info("the response cache is back")
-        self._is_away = False
+        self._failures = 0
         return answer
 
 

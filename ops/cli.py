@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ops.cli_batcher import batcher
 from ops.cli_calendar import calendar
 from ops.cli_capacity import capacity
 from ops.cli_health import alarms, health
@@ -54,6 +55,7 @@ app.add_typer(override, name="override")
 app.add_typer(capacity, name="capacity")
 app.add_typer(iam, name="iam")
 app.add_typer(calendar, name="calendar")
+app.command()(batcher)
 app.command()(health)
 app.command()(alarms)
 
@@ -333,7 +335,7 @@ def main() -> NoReturn:
     it leaves without that, so that its exit code is its own.
     """
     try:
-        if not {"api", *(group.name for group in app.registered_groups)} & set(sys.argv[1:2]):
+        if not {"api", "batcher", *(group.name for group in app.registered_groups)} & set(sys.argv[1:2]):
             _add_stack_commands()
         app()
         code = 0

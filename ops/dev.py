@@ -32,6 +32,7 @@ def dev(
     simulator: Annotated[
         bool, typer.Option(help="Start the AWS simulator; without it and without an endpoint: your AWS account.")
     ] = True,
+    batcher: Annotated[bool, typer.Option(help="Start the batcher, too.")] = False,
     state_dir: Annotated[Path, typer.Option(help="Folder for state, logs, keys and tokens.")] = Path(".runbooks"),
     speed: Annotated[float, typer.Option(help="Business seconds per real second on the simulator.")] = 60,
     business_start: Annotated[
@@ -54,6 +55,7 @@ def dev(
             speed=speed,
             business_start=_moment(business_start) if business_start else None,
             api=True,
+            batcher=batcher,
         )
         asyncio.run(_run(options, console))
     except (StackError, ServerNotFound, ChildFailed, TokenRefused, ConfigurationError, ValidationError) as error:
@@ -86,6 +88,8 @@ def show(stack: Stack, console: Console) -> None:
     table.add_row("Temporal UI", addresses.temporal_ui or "(of the given server)")
     table.add_row("Temporal", addresses.temporal)
     table.add_row("ops API", addresses.api_url)
+    if stack.options.batcher:
+        table.add_row("batcher", addresses.batcher_url)
     table.add_row("Redis", addresses.redis_url)
     table.add_row("AWS", addresses.aws_endpoint_url or "the account of your credentials")
     if start := env.get("RUNBOOKS_REHEARSAL_BUSINESS_START"):

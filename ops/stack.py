@@ -48,7 +48,14 @@ TOKEN_LIFETIME = timedelta(hours=12)
 _DRAIN = timedelta(seconds=20)
 """Longer than the worker's own graceful shutdown."""
 _PYTHON_ROOT = Path(__file__).resolve().parents[1]
-_USUAL_PORTS = {"Temporal": 7233, "Temporal UI": 8233, "Redis": 6379, "AWS simulator": 5566, "ops API": 8234}
+_USUAL_PORTS = {
+    "Temporal": 7233,
+    "Temporal UI": 8233,
+    "Redis": 6379,
+    "AWS simulator": 5566,
+    "ops API": 8234,
+    "batcher": 8235,
+}
 # Below the ports that systems hand out to outgoing connections, so that none is taken between choice and use.
 _OTHER_PORTS = range(15000, 30000)
 
@@ -76,6 +83,8 @@ class StackOptions:
     """None: `TO_START` (in real time) ahead of the next Monday 00:00 in Tokyo."""
     api: bool = False
     """Start the ops API."""
+    batcher: bool = False
+    """Start the batcher."""
     usual_ports: bool = True
     """Take the ports people know when they are free; otherwise any."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +102,8 @@ class Addresses:
     """None: AWS itself."""
     api_url: str
     """Where the ops API answers, if it is started."""
+    batcher_url: str
+    """Where the batcher answers, if it is started."""
 
 
 class Stack:
@@ -125,7 +136,7 @@ class Stack:
         self.state_dir = self.options.state_dir.resolve()
         self.log_dir = self.state_dir / "logs"
         self._say = say
-        self._processes = (simulator, control_plane, ops_api) if processes is None else processes
+        self._processes = (simulator, control_plane, ops_api, batcher) if processes is None else processes
         self._lock: IO[str] | None = None
         self.own_simulator = self.options.simulator and self.options.aws_endpoint_url is None
         """Whether the simulator is started here."""
@@ -249,6 +260,7 @@ class Stack:
             redis_url=options.redis_url or f"redis://127.0.0.1:{self._port('Redis')}/0",
             aws_endpoint_url=endpoint,
             api_url=f"http://127.0.0.1:{self._port('ops API')}",
+            batcher_url=f"http://127.0.0.1:{self._port('batcher')}",
         )
 
     def _port(self, what: str) -> int:
@@ -392,6 +404,15 @@ def ops_api(stack: Stack) -> list[ChildSpec]:
     command = (*_python("ops.cli"), "api", "--port", str(_port_of(stack.addresses.api_url)))
     ready = stack.ready_file("api")
     return [ChildSpec(name="api", command=command, env=stack.process_env(), ready=ready, stop_within=_DRAIN)]
+
+
+def batcher(stack: Stack) -> list[ChildSpec]:
+    """The batcher, if it is asked for."""
+    if not stack.options.batcher:
+        return []
+    command = (*_python("workers.batcher"), "--port", str(_port_of(stack.addresses.batcher_url)))
+    ready = stack.ready_file("batcher")
+    return [ChildSpec(name="batcher", command=command, env=stack.process_env(), ready=ready, stop_within=_DRAIN)]
 
 
 def before_next_release(now: datetime, ahead: timedelta) -> datetime:

@@ -38,7 +38,6 @@ from workers.permissions import say_missing
 from workers.settings import Settings
 from workers.temporal import connect
 
-DEFAULT_PORT = 8235
 _CALLS_PER_SLOT = 2
 """Answers that a packed call has lost are asked again alone, so a slot may have more than one call in flight."""
 _LAST_ANSWERS_SECONDS = 2
@@ -147,7 +146,7 @@ def main() -> int:
         epilog="Settings are the environment variables RUNBOOKS_* of workers/settings.py. SIGTERM drains.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the internal network's")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen on; 0: any that is free")
+    parser.add_argument("--port", type=int, default=8235, help="port to listen on; 0: any that is free")
     given = parser.parse_args()
     return run(given.host, given.port)
 

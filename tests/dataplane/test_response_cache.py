@@ -132,7 +132,8 @@ async def test_redis_away_or_hanging_costs_little_and_is_not_asked_again_at_once
     await back.put()
     assert await back.cache.get(QUESTION) is not None
     server.kill()
-    assert await back.cache.get(QUESTION) is None
+    for _ in range(5):
+        assert await back.cache.get(QUESTION) is None
     server.start()
     await asyncio.sleep(1.1)
     await back.put()

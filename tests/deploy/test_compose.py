@@ -31,8 +31,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 ENDS = {"namespace", "temporal-schema"}
 """Services that do their work and end."""
-API_PORT = "8234"
-"""Any free port takes its place in tests."""
+PORTS = {"8234", "8235"}
+"""Any free port takes their place in tests."""
 
 
 def test_it_follows_the_compose_specification() -> None:
@@ -102,7 +102,7 @@ def options(folder: Path) -> StackOptions:
 
 def plain(command: list[str]) -> tuple[str, ...]:
     assert command[0] == "python"
-    return (sys.executable, *("0" if part == API_PORT else part for part in command[1:]))
+    return (sys.executable, *("0" if part in PORTS else part for part in command[1:]))
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in ENDS | {"simulator"}])
