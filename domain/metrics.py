@@ -259,4 +259,22 @@ _ALL = (
 OURS = frozenset((MetricName.CONTROL_PLANE_HEARTBEAT, MetricName.PROVISIONING_FAILURES))
 """What the control plane publishes about itself; the others come from AWS and from the chatbot."""
 
+BATCHERS = frozenset(
+    (
+        MetricName.QUEUE_WAIT_TIME,
+        MetricName.BATCH_FILL_RATE,
+        MetricName.BATCH_SIZE,
+        MetricName.BATCH_WINDOW,
+        MetricName.BATCH_LATENCY,
+        MetricName.TOKENS_PER_INTENT,
+        MetricName.BATCHER_THROTTLES,
+        MetricName.COALESCED_REQUESTS,
+        MetricName.SHED_REQUESTS,
+        MetricName.PACKING_SUSPENDED,
+        MetricName.CACHE_HIT_RATE,
+        MetricName.BEDROCK_QUEUE_DEPTH,
+    )
+)
+"""What the batcher publishes. Without one, the chatbot publishes the last two."""
+
 CATALOGUE: dict[MetricName, Metric] = {metric.name: metric for metric in _ALL}
