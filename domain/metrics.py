@@ -59,200 +59,129 @@ class Metric(BaseModel):
     meaning: str
 
 
+def _bedrock(name: MetricName, unit: str, statistic: str, meaning: str) -> Metric:
+    return Metric(
+        namespace=BEDROCK, name=name, unit=unit, dimensions=("ModelId",), statistic=statistic, meaning=meaning
+    )
+
+
+def _tasks(name: MetricName, meaning: str) -> Metric:
+    where = ("ClusterName", "ServiceName")
+    return Metric(
+        namespace=CONTAINER_INSIGHTS, name=name, unit="Count", dimensions=where, statistic="Average", meaning=meaning
+    )
+
+
+def _manga(name: MetricName, unit: str, statistic: str, meaning: str, *dimensions: str) -> Metric:
+    return Metric(
+        namespace=MANGA_ASSIST, name=name, unit=unit, dimensions=dimensions, statistic=statistic, meaning=meaning
+    )
+
+
 _ALL = (
-    Metric(
-        namespace=BEDROCK,
-        name=MetricName.INVOCATION_THROTTLES,
-        unit="Count",
-        dimensions=("ModelId",),
-        statistic="Sum",
-        meaning="calls refused with ThrottlingException, retries included; not counted in Invocations",
+    _bedrock(
+        MetricName.INVOCATION_THROTTLES,
+        "Count",
+        "Sum",
+        "calls refused with ThrottlingException, retries included; not counted in Invocations",
     ),
-    Metric(
-        namespace=BEDROCK,
-        name=MetricName.INVOCATIONS,
-        unit="Count",
-        dimensions=("ModelId",),
-        statistic="Sum",
-        meaning="calls answered",
+    _bedrock(MetricName.INVOCATIONS, "Count", "Sum", "calls answered"),
+    _bedrock(MetricName.INVOCATION_LATENCY, "Milliseconds", "p99", "from the call to the last token"),
+    _manga(
+        MetricName.TOKENS_PER_SECOND,
+        "Count/Second",
+        "Average",
+        "tokens/s sent to the model after cache and routing, client retries included",
+        "Model",
     ),
-    Metric(
-        namespace=BEDROCK,
-        name=MetricName.INVOCATION_LATENCY,
-        unit="Milliseconds",
-        dimensions=("ModelId",),
-        statistic="p99",
-        meaning="from the call to the last token",
+    _manga(
+        MetricName.OFFERED_TOKENS_PER_SECOND,
+        "Count/Second",
+        "Average",
+        "tokens/s users ask for of one intent, before cache, routing and retries",
+        "Intent",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.TOKENS_PER_SECOND,
-        unit="Count/Second",
-        dimensions=("Model",),
-        statistic="Average",
-        meaning="tokens/s sent to the model after cache and routing, client retries included",
+    _manga(
+        MetricName.CAPACITY_TOKENS_PER_SECOND,
+        "Count/Second",
+        "Average",
+        "tokens/s the data plane can have answered: routed provisioned units plus on-demand quota",
+        "Model",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.OFFERED_TOKENS_PER_SECOND,
-        unit="Count/Second",
-        dimensions=("Intent",),
-        statistic="Average",
-        meaning="tokens/s users ask for of one intent, before cache, routing and retries",
+    _manga(
+        MetricName.INVOCATIONS_PER_TASK,
+        "Count/Second",
+        "Average",
+        "calls to Bedrock that one ECS task makes, refused ones included",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.CAPACITY_TOKENS_PER_SECOND,
-        unit="Count/Second",
-        dimensions=("Model",),
-        statistic="Average",
-        meaning="tokens/s the data plane can have answered: routed provisioned units plus on-demand quota",
+    _manga(MetricName.BEDROCK_QUEUE_DEPTH, "Count", "Maximum", "requests waiting for Bedrock"),
+    _manga(MetricName.REQUEST_LATENCY_P99, "Milliseconds", "Maximum", "P99 from the user's message to the answer"),
+    _manga(MetricName.FALLBACK_RATE, "Percent", "Average", "answers that were the fallback text"),
+    _manga(MetricName.CACHE_HIT_RATE, "Percent", "Average", "requests answered from the response cache"),
+    _tasks(MetricName.RUNNING_TASK_COUNT, "running ECS tasks of the orchestrator"),
+    _tasks(MetricName.DESIRED_TASK_COUNT, "desired ECS tasks of the orchestrator"),
+    _manga(
+        MetricName.CONTROL_PLANE_HEARTBEAT,
+        "Count",
+        "Sum",
+        "health checks of the runbooks' own stack that came to their end",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.INVOCATIONS_PER_TASK,
-        unit="Count/Second",
-        statistic="Average",
-        meaning="calls to Bedrock that one ECS task makes, refused ones included",
+    _manga(
+        MetricName.PROVISIONING_FAILURES,
+        "Count",
+        "Maximum",
+        "provisioned models that AWS failed to create, and writers of capacity that cannot do what they should",
+        "Model",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.BEDROCK_QUEUE_DEPTH,
-        unit="Count",
-        statistic="Maximum",
-        meaning="requests waiting for Bedrock",
+    _manga(
+        MetricName.QUEUE_WAIT_TIME,
+        "Milliseconds",
+        "p99",
+        "a request's wait in the batcher, for mates and for a slot",
+        "Model",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.REQUEST_LATENCY_P99,
-        unit="Milliseconds",
-        statistic="Maximum",
-        meaning="P99 from the user's message to the answer",
+    _manga(
+        MetricName.BATCH_FILL_RATE, "Count", "Average", "requests in a batch; its sample count is the batches", "Model"
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.FALLBACK_RATE,
-        unit="Percent",
-        statistic="Average",
-        meaning="answers that were the fallback text",
+    _manga(MetricName.BATCH_SIZE, "Count", "Maximum", "requests that make a batch full", "Model"),
+    _manga(
+        MetricName.BATCH_WINDOW,
+        "Milliseconds",
+        "Maximum",
+        "the longest that a request waits for mates; why it changed is in the batcher's log and /v1/state",
+        "Model",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.CACHE_HIT_RATE,
-        unit="Percent",
-        statistic="Average",
-        meaning="requests answered from the response cache",
+    _manga(
+        MetricName.BATCH_LATENCY,
+        "Milliseconds",
+        "p99",
+        "from a slot to the answers of a batch with requests of the intent, retries included",
+        "Model",
+        "Intent",
     ),
-    Metric(
-        namespace=CONTAINER_INSIGHTS,
-        name=MetricName.RUNNING_TASK_COUNT,
-        unit="Count",
-        dimensions=("ClusterName", "ServiceName"),
-        statistic="Average",
-        meaning="running ECS tasks of the orchestrator",
+    _manga(
+        MetricName.TOKENS_PER_INTENT,
+        "Count",
+        "Average",
+        "input or output tokens of an answer, by the response's own usage",
+        "Intent",
+        "Direction",
     ),
-    Metric(
-        namespace=CONTAINER_INSIGHTS,
-        name=MetricName.DESIRED_TASK_COUNT,
-        unit="Count",
-        dimensions=("ClusterName", "ServiceName"),
-        statistic="Average",
-        meaning="desired ECS tasks of the orchestrator",
+    _manga(
+        MetricName.BATCHER_THROTTLES,
+        "Count",
+        "Sum",
+        "the batcher's calls that Bedrock refused, retries included",
+        "Model",
     ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.CONTROL_PLANE_HEARTBEAT,
-        unit="Count",
-        statistic="Sum",
-        meaning="health checks of the runbooks' own stack that came to their end",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.PROVISIONING_FAILURES,
-        unit="Count",
-        dimensions=("Model",),
-        statistic="Maximum",
-        meaning="provisioned models that AWS failed to create, and writers of capacity that cannot do what they should",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.QUEUE_WAIT_TIME,
-        unit="Milliseconds",
-        dimensions=("Model",),
-        statistic="p99",
-        meaning="a request's wait in the batcher, for mates and for a slot",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.BATCH_FILL_RATE,
-        unit="Count",
-        dimensions=("Model",),
-        statistic="Average",
-        meaning="requests in a batch; its sample count is the batches",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.BATCH_SIZE,
-        unit="Count",
-        dimensions=("Model",),
-        statistic="Maximum",
-        meaning="requests that make a batch full",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.BATCH_WINDOW,
-        unit="Milliseconds",
-        dimensions=("Model",),
-        statistic="Maximum",
-        meaning="the longest that a request waits for mates; why it changed is in the batcher's log and /v1/state",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.BATCH_LATENCY,
-        unit="Milliseconds",
-        dimensions=("Model", "Intent"),
-        statistic="p99",
-        meaning="from a slot to the answers of a batch with requests of the intent, retries included",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.TOKENS_PER_INTENT,
-        unit="Count",
-        dimensions=("Intent", "Direction"),
-        statistic="Average",
-        meaning="input or output tokens of an answer, by the response's own usage",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.BATCHER_THROTTLES,
-        unit="Count",
-        dimensions=("Model",),
-        statistic="Sum",
-        meaning="the batcher's calls that Bedrock refused, retries included",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.COALESCED_REQUESTS,
-        unit="Count",
-        dimensions=("Intent",),
-        statistic="Sum",
-        meaning="requests that shared the call of an equal one",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.SHED_REQUESTS,
-        unit="Count",
-        dimensions=("Reason",),
-        statistic="Sum",
-        meaning="requests that the batcher gave no answer",
-    ),
-    Metric(
-        namespace=MANGA_ASSIST,
-        name=MetricName.PACKING_SUSPENDED,
-        unit="Count",
-        dimensions=("Intent",),
-        statistic="Maximum",
-        meaning="1 while an intent is not packed because too many packed answers were lost",
+    _manga(MetricName.COALESCED_REQUESTS, "Count", "Sum", "requests that shared the call of an equal one", "Intent"),
+    _manga(MetricName.SHED_REQUESTS, "Count", "Sum", "requests that the batcher gave no answer", "Reason"),
+    _manga(
+        MetricName.PACKING_SUSPENDED,
+        "Count",
+        "Maximum",
+        "1 while an intent is not packed because too many packed answers were lost",
+        "Intent",
     ),
 )
 
