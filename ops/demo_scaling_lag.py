@@ -4,15 +4,17 @@ import asyncio
 import urllib.request
 from datetime import datetime, timedelta
 
-from domain.incident import LeverName
+from domain.incident import LeverName, cut
 from domain.people import Role
-from ops.demo_stage import MODEL, DemoFailed, Options
+from ops.demo_stage import LOOK_EVERY_SECONDS, MODEL, DemoFailed, Options
 from ops.demo_throttle import Throttle
 from ops.stack import TO_START, TOKYO, StackOptions
 
 READY_AT = timedelta(hours=17, minutes=14)
 """Wednesday's time of day once the stack is up; the ramp comes at 17:20."""
 WEDNESDAY = 2
+MOST_LOOKS, MOST_WORDS = 10, 400
+"""At why the units are missing, and of its words."""
 MENDED = "the role has its permission back"
 
 
@@ -39,9 +41,12 @@ class ScalingLag(Throttle):
         """From the missing units to the proof that they are there, and everything else is as it was."""
         await self._begin("It is Wednesday, the ramp is near, and the timetable's increase of 17:00 has not come.")
         state = await self.service.capacity_state(MODEL)
-        self.show.line(
-            f"{MODEL}: {state.units_in_service} of {state.desired_units} units in service. {state.last_error}", "red"
-        )
+        tries = 0
+        while not state.last_error and tries < MOST_LOOKS:  # it has just begun to ask AWS
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+            state, tries = await self.service.capacity_state(MODEL), tries + 1
+        units = f"{MODEL}: {state.units_in_service} of {state.desired_units} units in service."
+        self.show.line(f"{units} {cut(state.last_error, MOST_WORDS)}", "red")
         await self._traffic_rises()
         await self.until("the cause is found", lambda: self._record.diagnosis is not None)
         await self.until("the levers are in force", lambda: self._record.mitigated_at is not None)
