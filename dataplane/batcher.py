@@ -125,6 +125,7 @@ class _Lane:
     __slots__ = (
         "arrived",
         "controller",
+        "decided",
         "due",
         "group",
         "intents",
@@ -142,7 +143,8 @@ class _Lane:
         self.group = group
         self.single = single
         self.controller = controller
-        self.window = Window(0, 1, "nothing is known yet")
+        self.decided = self.window = Window(0, 1, "nothing is known yet")
+        """By the controller, and what the knob leaves of it."""
         self.looked_at = -math.inf
         self.arrived = 0
         self.intents: dict[str, deque[_Item]] = {}
@@ -227,6 +229,7 @@ class Batcher:
         self._next_call: dict[str, float] = {}
         """By task: when its rate allows the next call."""
         self._draining = False
+        self._cap_ms = knobs.batch_window_ms
 
     # ------------------------------------------------------------ asking
 
@@ -245,6 +248,8 @@ class Batcher:
             RequestRefused: at once, without any wait.
         """
         now = self._loop.time()
+        if self._knobs.batch_window_ms != self._cap_ms:
+            self.follow_knobs()
         plan = self._plans.get(request.intent)
         if plan is None:
             raise self._refusal(
@@ -332,8 +337,12 @@ class Batcher:
     # ------------------------------------------------------------ sending
 
     def _look(self, lane: _Lane, now: float) -> None:
-        decided = lane.controller.look(now, lane.arrived, self._limits.slots)
-        cap = self._knobs.batch_window_ms / 1000
+        lane.decided = lane.controller.look(now, lane.arrived, self._limits.slots)
+        lane.looked_at, lane.arrived = now, 0
+        self._cap(lane)
+
+    def _cap(self, lane: _Lane) -> None:
+        decided, cap = lane.decided, self._cap_ms / 1000
         if decided.seconds > cap:
             decided = Window(cap, decided.size, f"capped by {KnobName.BATCH_WINDOW_MS}")
         if decided.size > self._largest_batch:
@@ -341,7 +350,17 @@ class Batcher:
         if (decided.seconds, decided.size) != (lane.window.seconds, lane.window.size):
             self._meter.window(lane.model, lane.group, decided)
         lane.window = decided
-        lane.looked_at, lane.arrived = now, 0
+
+    def follow_knobs(self) -> None:
+        """Let the knob's window count at once, also for what waits; otherwise it counts from the next request on."""
+        self._cap_ms = self._knobs.batch_window_ms
+        for lane in self._lanes.values():
+            self._cap(lane)
+            if lane.timer is not None:
+                lane.timer.cancel()
+                lane.timer = None
+                self._arm(lane)
+                self._pump(lane.model)
 
     def _make_due(self, lane: _Lane) -> None:
         if lane.timer is not None:

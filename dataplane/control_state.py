@@ -5,6 +5,7 @@ writer has put it back; an older list than the known one counts only in another 
 """
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import cast
 
@@ -29,6 +30,8 @@ class ControlState(AsyncKnobs):
         self._texts: dict[str, str] = {}
         """As they were read last: each is parsed, and complained of, once."""
         self._routes_epoch: str | None = None
+        self.changed: Callable[[], None] = lambda: None
+        """Called after each reading."""
 
     def routes(self, model: str) -> CapacityRoutes | None:
         """The model's published routes, without I/O; None: none are known."""
@@ -53,3 +56,4 @@ class ControlState(AsyncKnobs):
             if known is None or routes.version > known.version or epoch != self._routes_epoch:
                 self._routes[model] = routes
         self._routes_epoch = epoch
+        self.changed()

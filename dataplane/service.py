@@ -72,6 +72,7 @@ class BatcherService:
         self.core = Batcher(
             sending, control, self._plans, limits, self._window, self.meter, largest_batch=policy.latency.max_batch
         )
+        control.changed = self.core.follow_knobs
         self.meter.depth = lambda: self.core.pending
 
     async def ask(
