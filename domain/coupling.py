@@ -21,6 +21,7 @@ from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.load import LoadSnapshot, load_on, remaining_tokens_per_second, units_for
 from domain.messages import CapacityState, Message, PolicySnapshot, incident_id
 from domain.policy import CouplingPolicy, ModelPolicy, Policy
+from domain.wishes import wanted_at
 
 CAPACITY_COUPLING_WORKFLOW = "CapacityCouplingWorkflow"
 CAPACITY_COUPLING = "capacity-coupling"
@@ -261,10 +262,8 @@ def _ends(firing: Firing, firings: list[Firing], replaced_at: datetime | None) -
 
 
 def _wanted_by_others(model: str, state: CapacityState, snapshot: PolicySnapshot, now: datetime) -> int:
-    hour = timetable.units_at(snapshot.policy, model, snapshot.clock.business(now))
-    running = [d for d in state.demands if d.asked_by != CAPACITY_COUPLING and d.start <= now < d.end]
-    active = [d.units for d in running if d.kind is not DemandKind.FEATURE]
-    return max([hour, *active]) + sum(d.units for d in running if d.kind is DemandKind.FEATURE)
+    others = [demand for demand in state.demands if demand.asked_by != CAPACITY_COUPLING]
+    return wanted_at(snapshot.policy, model, snapshot.clock, others, now)
 
 
 def _lasts(demand: Demand, policy: Policy, now: datetime) -> bool:

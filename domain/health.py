@@ -12,15 +12,15 @@ from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from domain import timetable
 from domain.alarm_rules import IncidentTarget
 from domain.alarms import AlarmChange, AlarmState
-from domain.capacity import DemandKind, ProvisionedModel, Situation, StepKind
+from domain.capacity import ProvisionedModel, Situation, StepKind
 from domain.incident import cut, span, utc
 from domain.messages import CapacityState, Message, PolicySnapshot
 from domain.permissions import PermissionFinding
 from domain.planner import plan
 from domain.policy import HealthPolicy, ModelPolicy, RepairKind
+from domain.wishes import wanted_at
 
 HEALTH_CHECK_WORKFLOW = "HealthCheckWorkflow"
 HEALTH_SCHEDULE = "health-check"
@@ -369,15 +369,8 @@ class _Look:
     def _wanted(self, model: str, spec: ModelPolicy) -> int:
         """Units that timetable and demands want in service now, within floor, ceiling and quota. Reckoned here once
         more, as the plan of a writer that hangs is an old one."""
-        table = self.policy.timetable
-        timed = table is not None and model in table.models
-        demands = [*self._state(model).demands]
-        if table is not None and timed:
-            demands += timetable.demands(table, model, self.snapshot.clock, self.now, self.now)
-        active = [demand for demand in demands if demand.start <= self.now < demand.end]
-        features = sum(demand.units for demand in active if demand.kind is DemandKind.FEATURE)
-        others = [demand.units for demand in active if demand.kind is not DemandKind.FEATURE]
-        return spec.clamped(max([0 if timed else spec.baseline_units, *others]) + features)
+        demands = self._state(model).demands
+        return spec.clamped(wanted_at(self.policy, model, self.snapshot.clock, demands, self.now))
 
     # ------------------------------------------------------------ capacity
 

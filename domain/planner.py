@@ -23,8 +23,9 @@ from domain.capacity import (
 )
 from domain.cost import Meter, Over, excess_id, first_over
 from domain.fleet import Choice, Piece, Projection, Spell, Terms, choose, chunks, project
+from domain.incident import utc
 from domain.purchases import Excess
-from domain.wishes import Board, Wish, Wishes, utc
+from domain.wishes import Board, Wish, Wishes
 
 
 def plan(situation: Situation) -> CapacityPlan:

@@ -20,6 +20,7 @@ from domain.load import remaining_tokens_per_second, units_for
 from domain.messages import LoadQuery, Message, Page, PolicySnapshot
 from domain.policy import Policy
 from domain.timetable import units_at
+from domain.wishes import wanted_at
 
 EVENT_WORKFLOW = "EventPreProvisioningWorkflow"
 CALENDAR_SYNC_WORKFLOW = "CalendarSyncWorkflow"
@@ -465,15 +466,10 @@ def end_event(request: EndEvent) -> EventEnd:
     most = policy.way_back.max_utilisation_without_lever
     why = []
     own = {demand.demand_id for demand in request.demands}
+    others = [demand for demand in request.others if demand.demand_id not in own]
     for demand in request.demands:
         spec, seen = policy.models[demand.model], request.watched.get(demand.model)
-        others = [x for x in request.others if x.model == demand.model and x.demand_id not in own]
-        left = max(
-            units_at(policy, demand.model, clock.business(ends_at)),
-            *(x.units for x in others if x.kind is not DemandKind.FEATURE and x.start <= ends_at < x.end),
-            0,
-        )
-        left += sum(x.units for x in others if x.kind is DemandKind.FEATURE and x.start <= ends_at < x.end)
+        left = wanted_at(policy, demand.model, clock, others, ends_at)
         if seen is None or left >= demand.units:
             continue
         rest = remaining_tokens_per_second(left, spec)

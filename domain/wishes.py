@@ -7,7 +7,26 @@ from datetime import datetime
 from typing import Self
 
 from domain.capacity import Demand, DemandKind, Situation
-from domain.timetable import demands
+from domain.clock import RehearsalClock
+from domain.incident import utc
+from domain.policy import Policy
+from domain.timetable import demands, units_at
+
+
+def combined(base: int, active: Iterable[Demand]) -> int:
+    """Units that `base` and demands of one moment come to."""
+    active = list(active)
+    largest = max([base, *(x.units for x in active if x.kind is not DemandKind.FEATURE)])
+    return largest + sum(x.units for x in active if x.kind is DemandKind.FEATURE)
+
+
+def wanted_at(policy: Policy, model: str, clock: RehearsalClock, asked: Iterable[Demand], at: datetime) -> int:
+    """Units of `model` that the timetable (or the baseline) and `asked` want in service at `at`, in real time.
+
+    No limit is kept to.
+    """
+    active = (x for x in asked if x.model == model and x.start <= at < x.end)
+    return combined(units_at(policy, model, clock.business(at)), active)
 
 
 @dataclass(frozen=True)
@@ -142,10 +161,5 @@ class Board:
             reverse=True,
         )
         features = sorted((x for x in active if x.kind is DemandKind.FEATURE), key=lambda x: x.demand_id)
-        asked = max([self._baseline, *(x.units for x in largest)]) + sum(x.units for x in features)
+        asked = combined(self._baseline, active)
         return Wish(asked, self._spec.clamped(asked), self._baseline, tuple(largest), tuple(features))
-
-
-def utc(at: datetime) -> str:
-    """A moment in texts."""
-    return at.strftime("%Y-%m-%d %H:%M:%S %Z")
