@@ -8,9 +8,10 @@ from temporalio import activity
 
 from activities.cloudwatch import evidence_of
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent, events_of
+from domain.calendar_sync import CalendarTable
 from domain.evidence import Check, EvidenceKey, Value
 from domain.messages import CheckCalendar
-from domain.pre_provisioning import CalendarTable, MarkEvent
+from domain.pre_provisioning import MarkEvent
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.client import DynamoDBClient

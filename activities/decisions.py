@@ -5,6 +5,7 @@ from temporalio import activity
 
 from domain import planner
 from domain.announcements import FeedReport, Recognise, recognise
+from domain.calendar_sync import CalendarPlan, PlanCalendar, plan_calendar
 from domain.capacity import CapacityPlan, Situation
 from domain.health import HealthReport, JudgeHealth, judge
 from domain.ladder import Ladder, Shortage, ladder
@@ -12,14 +13,11 @@ from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
 from domain.pre_provisioning import (
-    CalendarPlan,
     EndEvent,
     EventEnd,
     EventPlan,
-    PlanCalendar,
     PlanEvent,
     end_event,
-    plan_calendar,
     plan_event,
 )
 from domain.runbooks import scaling_lag, throttle

@@ -9,6 +9,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from activities._polling import elapsed, pause
 from activities.cloudwatch import CloudWatchActivities
 from activities.entities import capacity_state
+from domain.calendar_sync import RunningEvent
 from domain.pre_provisioning import (
     ENTRY_MEMO,
     EVENT_CHANGED,
@@ -16,7 +17,6 @@ from domain.pre_provisioning import (
     AwaitRelease,
     EventInput,
     Released,
-    RunningEvent,
     TellEvent,
     WatchedEvent,
     WatchedModel,

@@ -27,13 +27,14 @@ from domain.calendar import (
     entry,
     events_of,
 )
+from domain.calendar_sync import CALENDAR_SCHEDULE
 from domain.clock import RehearsalClock
 from domain.knobs import Holder, Refusal
 from domain.messages import RECORD
 from domain.people import Role
 from domain.permissions import ACCESS_DENIED
 from domain.policy import Policy
-from domain.pre_provisioning import CALENDAR_SCHEDULE, EventRecord, event_workflow_id
+from domain.pre_provisioning import EventRecord, event_workflow_id
 from ops.asking import RPC_TIMEOUT, Asking, ExitCode, Misconfigured, NotAllowed, OpsError, ended
 from ops.calendar_files import Row, rows_of
 

@@ -2,10 +2,10 @@
 
 from activities.schedules import ScheduledWorkflow
 from domain.announcements import FEED_SCHEDULE, PUBLISHER_FEED_WORKFLOW
+from domain.calendar_sync import CALENDAR_SCHEDULE, CALENDAR_SYNC_WORKFLOW
 from domain.coupling import CAPACITY_COUPLING, CAPACITY_COUPLING_WORKFLOW
 from domain.health import HEALTH_CHECK_WORKFLOW, HEALTH_SCHEDULE
 from domain.messages import PolicySnapshot
-from domain.pre_provisioning import CALENDAR_SCHEDULE, CALENDAR_SYNC_WORKFLOW
 
 
 def schedules(snapshot: PolicySnapshot) -> tuple[ScheduledWorkflow, ...]:

@@ -9,12 +9,10 @@ from activities.calendar import CalendarActivities
 from activities.decisions import DecisionActivities
 from activities.events import EventActivities
 from activities.pages import PageActivities
+from domain.calendar_sync import CALENDAR_SYNC_WORKFLOW, CalendarSynced, PlanCalendar
 from domain.pre_provisioning import (
-    CALENDAR_SYNC_WORKFLOW,
     EVENT_REMOVED,
-    CalendarSynced,
     EventRemoved,
-    PlanCalendar,
     TellEvent,
     event_workflow_id,
 )

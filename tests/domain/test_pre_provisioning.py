@@ -6,22 +6,24 @@ from typing import Any
 import pytest
 
 from domain.calendar import CalendarEvent, EntryError, EventStatus
+from domain.calendar_sync import (
+    CalendarPlan,
+    CalendarTable,
+    PlanCalendar,
+    RunningEvent,
+    plan_calendar,
+)
 from domain.capacity import Demand, DemandKind
 from domain.clock import RehearsalClock, compress
 from domain.messages import PolicySnapshot
 from domain.policy import Policy
 from domain.pre_provisioning import (
-    CalendarPlan,
-    CalendarTable,
     EndEvent,
     EventEnd,
-    PlanCalendar,
     PlanEvent,
-    RunningEvent,
     WatchedModel,
     end_event,
     overlaps,
-    plan_calendar,
     plan_event,
 )
 

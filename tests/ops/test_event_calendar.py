@@ -21,15 +21,9 @@ from activities.cloudwatch import CloudWatchActivities
 from activities.events import EventActivities
 from activities.schedules import ScheduledWorkflow, ensure_schedules
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent, EventStatus
+from domain.calendar_sync import CALENDAR_SCHEDULE, CALENDAR_SYNC_WORKFLOW, CalendarSynced
 from domain.people import Role
-from domain.pre_provisioning import (
-    CALENDAR_SCHEDULE,
-    CALENDAR_SYNC_WORKFLOW,
-    CalendarSynced,
-    EventPhase,
-    EventRecord,
-    MarkEvent,
-)
+from domain.pre_provisioning import EventPhase, EventRecord, MarkEvent
 from ops.service import ExitCode, OpsError, OpsService
 from ops.stack import Stack, StackOptions
 from tests.aws_account import Account
