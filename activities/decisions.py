@@ -7,7 +7,8 @@ from domain import planner
 from domain.announcements import FeedReport, Recognise, recognise
 from domain.calendar_sync import CalendarPlan, PlanCalendar, plan_calendar
 from domain.capacity import CapacityPlan, Situation
-from domain.health import HealthReport, JudgeHealth, judge
+from domain.health import HealthReport, JudgeHealth
+from domain.health_rules import judge
 from domain.ladder import Ladder, Shortage, ladder
 from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
 from domain.mitigation import Guard, guard

@@ -23,8 +23,8 @@ from domain.health import (
     Writer,
     details,
     headline,
-    judge,
 )
+from domain.health_rules import judge
 from domain.messages import AwaitedApproval, CapacityState, Paused, PolicySnapshot
 from domain.permissions import PermissionFinding
 from domain.policy import HealthPolicy, Policy
