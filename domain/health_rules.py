@@ -12,13 +12,11 @@ from datetime import datetime, timedelta
 from domain.capacity import Situation, StepKind
 from domain.health import NEEDS, Area, Facts, Finding, FoundModel, HealthReport, Repair, ScheduleSeen, Severity, Writer
 from domain.incident import cut, span, utc
-from domain.messages import CapacityState, PolicySnapshot
+from domain.messages import AT_REST, CapacityState, PolicySnapshot
 from domain.planner import plan
 from domain.policy import HealthPolicy, ModelPolicy, RepairKind
 from domain.wishes import wanted_at
 
-AT_REST = "idle"
-"""What a capacity workflow says it is doing when nothing is left to do."""
 MAX_TEXT = 600
 """Characters of another system's words that a finding repeats."""
 _SLACK = timedelta(seconds=30)

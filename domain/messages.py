@@ -706,6 +706,9 @@ class Trouble(Message):
     text: str
 
 
+AT_REST = "idle"
+
+
 class CapacityState(Message):
     """Everything a capacity workflow knows; also what it carries over continue-as-new."""
 
@@ -716,7 +719,7 @@ class CapacityState(Message):
     desired_units: int = 0
     units_in_service: int = 0
     doing: str = ""
-    """What it is doing or waiting for, in words."""
+    """What it is doing or waiting for, in words; `AT_REST`: nothing."""
     last_error: str = ""
     last_reconciled_at: AwareDatetime | None = None
     told: dict[str, DemandOutcome] = {}

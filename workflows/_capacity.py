@@ -12,6 +12,7 @@ from domain.capacity import CapacityPlan, Demand, DemandOutcome, Order, PlanCost
 from domain.capacity_details import render_capacity
 from domain.incident import Decision, TimelineEntry, utc
 from domain.messages import (
+    AT_REST,
     CapacityInput,
     CapacityState,
     Paused,
@@ -299,7 +300,7 @@ class Capacity(OnRecord):
         parts += ["publishing routes"] if self.publishing else []
         parts += ["climbing the ladder"] if self.stepping else []
         parts += ["planning"] if self.planning or self.look or self.replan else []
-        return ", ".join(parts) or "idle"
+        return ", ".join(parts) or AT_REST
 
     def show(self) -> None:
         """The state as the UI's details, and its search attributes when they changed."""
