@@ -76,7 +76,7 @@ def plan_calendar(request: PlanCalendar) -> CalendarPlan:
         for event_id in running
         if event_id not in rows and event_id not in request.table.broken
     }
-    pages = [_page(event_id, f"calendar: {why}") for event_id, why in sorted(request.table.broken.items())]
+    pages = [about(event_id, f"calendar: {why}") for event_id, why in sorted(request.table.broken.items())]
     for event_id, event in sorted(rows.items()):
         if not event.counts:
             if event_id in running:
@@ -86,7 +86,7 @@ def plan_calendar(request: PlanCalendar) -> CalendarPlan:
             check_planned(event, uncompressed(request.snapshot))
             times = times_of(event, policy, clock)
         except (EntryError, NoForecast) as error:
-            pages.append(_page(event_id, f"calendar row {event_id!r}: {error}"))
+            pages.append(about(event_id, f"calendar row {event_id!r}: {error}"))
             continue
         if event_id in running:
             if running[event_id] != event.fingerprint:
@@ -95,7 +95,7 @@ def plan_calendar(request: PlanCalendar) -> CalendarPlan:
             continue
         elif times.starts_at <= request.now:
             said = "has begun and was never provisioned for; nothing is bought for it now, an incident buys on evidence"
-            pages.append(_page(event_id, f"{planned(event)} {said}"))
+            pages.append(about(event_id, f"{planned(event)} {said}"))
         else:
             tell.append(event)
     return CalendarPlan(
@@ -111,7 +111,8 @@ def _provisioned(event: CalendarEvent, times: EventTimes, clock: RehearsalClock)
     return triggered is not None and clock.real(triggered) >= times.buy_at
 
 
-def _page(event_id: str, text: str) -> Page:
+def about(event_id: str, text: str) -> Page:
+    """The page about an event: the same text has the same id, so that it is sent once."""
     digest = sha256(text.encode()).hexdigest()[:12]
     workflow_id = event_workflow_id(event_id)
     return Page(page_id=f"calendar-{digest}", incident_id=workflow_id, severity="SEV3", to="on-call", text=text[:1500])
