@@ -470,7 +470,7 @@ class Batcher:
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
                 while self._batches:
-                    await asyncio.shield(next(iter(self._batches)))
+                    await asyncio.shield(asyncio.gather(*self._batches, return_exceptions=True))
         lost = 0
         late = RequestRefused(Refusal.DRAINING, "the batcher stopped before an answer came")
         for items in ([item for lane in self._lanes.values() for item in lane], *self._batches.values()):

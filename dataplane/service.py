@@ -1,11 +1,6 @@
-"""The batcher as it is configured: policy, knobs, routes, cache and core put together. Embed it, or serve it over HTTP.
+"""The batcher as it is configured: policy, knobs, routes, cache and core put together.
 
-policy = Policy()
-bedrock = boto3.client("bedrock-runtime", config=Config(retries={"total_max_attempts": 1}, max_pool_connections=128))
-async with ControlState(connect_async("redis://127.0.0.1:6379/0"), policy.baseline) as control:
-    batcher = BatcherService(policy, BedrockBackend(bedrock, most_calls=128), control)
-    answer = await batcher.ask("faq", "How do I return a book?")
-    await batcher.drain()
+Embed it (`docs/batcher.md` has it in ten lines), or serve it over HTTP.
 """
 
 import asyncio

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,18 @@ def configure_logs() -> None:
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    ours = logging.getLogger("dataplane")  # it installs without structlog
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = [_ToStructlog()]
+
+
+class _ToStructlog(logging.Handler):
+    """Hands on what is logged by the standard library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One event."""
+        structlog.get_logger().log(record.levelno, record.getMessage(), of=record.name, exc_info=record.exc_info)
 
 
 def say_ready() -> None:

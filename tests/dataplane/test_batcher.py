@@ -280,3 +280,11 @@ async def _soak(random: Random) -> None:
     await core.drain(10)
     assert outcomes.total() == 300
     assert core.pending == 0
+
+
+@virtually
+async def test_a_drain_right_after_an_answer_ends() -> None:
+    fake = Fake()
+    core = batcher(fake)
+    await core.ask(request("the last one", "recommendation"))
+    assert await core.drain(5) == 0

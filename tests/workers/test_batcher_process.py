@@ -212,6 +212,21 @@ async def test_temporal_may_come_later(http: httpx.AsyncClient, late_temporal: T
     assert (answer.text, answer.batch_size) == ("Simulated answer to: Through Temporal?", 1)
 
 
+def test_the_documented_ten_lines_embed_it_without_http_and_temporal(
+    batcher: Process, aws: Account, valkey: ValkeyServer
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "batcher.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0].replace("redis://127.0.0.1:6379/0", valkey.url)
+    not_needed = ("temporalio", "starlette", "uvicorn", "prometheus_client", "structlog", "pydantic_settings")
+    code += f"import sys\nprint([name for name in {not_needed} if name in sys.modules])\n"
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": aws.region}
+    env = os.environ | keys | {"AWS_ENDPOINT_URL": aws.endpoint_url, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = "Simulated answer to: How do I return a book? Counter({'sonnet': 1})"
+    assert done.stdout.splitlines() == [answer, "[]"]
+
+
 async def test_who_leaves_frees_its_place_and_sigterm_answers_the_others(
     aws: Account, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
