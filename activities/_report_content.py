@@ -12,6 +12,7 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 from domain.clock import RehearsalClock
+from domain.cost import breakevens
 from domain.evidence import Check, Reading
 from domain.incident import Decision, IncidentRecord, Lever, LeverName, LeverStatus
 from domain.load import LoadSnapshot
@@ -330,7 +331,14 @@ class _Report:
 
     def arithmetic(self) -> list[Block]:
         lines = self.record.arithmetic
-        return [_bullets(*lines) if lines else _text("No emergency size was computed.")]
+        size = _bullets(*lines) if lines else _text("No emergency size was computed.")
+        pays: list[list[Cell]] = [
+            [window.window, str(window.units), f"{number(window.tokens_per_second)} tokens/s"]
+            for window in breakevens(self.snapshot.policy, self.record.model or "")
+            if window.tokens_per_second
+        ]
+        headers = ["Timetable", "Units", "Cheaper than on demand from"]
+        return [size, _table(headers, pays)] if pays else [size]
 
     def actions(self) -> list[Block]:
         rows: list[list[Cell]] = []

@@ -27,7 +27,7 @@ class WindowBreakeven:
     window: str
     units: int
     tokens_per_second: float | None
-    """From which load on the units pay; None: a price is not configured."""
+    """From which load on the units pay; 0: there are none; None: a price is not configured."""
 
 
 def breakevens(policy: Policy, model: str) -> tuple[WindowBreakeven, ...]:

@@ -210,6 +210,7 @@ async def test_running_incident_is_reported_as_of_now(cloudwatch: "CloudWatchCli
         assert "it failed to set model routing (Redis refused the lease: connection refused)" in text
         assert "Held: capacity at 23 units, at most until Mon 04:00:00" in text
         assert "2.9 unit-hours, about 22 USD so far, and running" in text
+        assert "4,250 tokens/s" in text  # from there on the afternoon's 8 units are cheaper than on demand
     assert "closed" not in " ".join(svg_of(html).itertext())
 
 
