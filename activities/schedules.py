@@ -38,6 +38,8 @@ SHORTEST = timedelta(seconds=1)
 SHORTEST_CATCH_UP = timedelta(seconds=10)
 """Temporal makes a shorter one this long."""
 RUNS_LOOKED_AT = 3
+RUN_TIMEOUT = timedelta(minutes=30)
+"""A run that hangs ends then: while it goes on, no other one begins. Longer than everything that a run tries."""
 
 _log = structlog.get_logger()
 
@@ -65,6 +67,7 @@ class ScheduledWorkflow:
                 args=[] if self.input is None else [self.input],
                 id=self.schedule_id,
                 task_queue=task_queue,
+                execution_timeout=RUN_TIMEOUT,
                 static_summary=self.note,
             ),
             spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=_whole(self.every, SHORTEST))]),
@@ -190,6 +193,7 @@ def _same(known: Schedule, desired: Schedule, payloads: Sequence[object]) -> boo
     return (
         isinstance(action, ScheduleActionStartWorkflow)
         and (action.workflow, action.id, action.task_queue) == (wanted.workflow, wanted.id, wanted.task_queue)
+        and action.execution_timeout == wanted.execution_timeout
         and list(action.args) == list(payloads)
         and [item.every for item in known.spec.intervals] == [item.every for item in desired.spec.intervals]
         and not (known.spec.calendars or known.spec.cron_expressions)

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from domain.clock import known_zone
 from domain.policy import Policy
@@ -35,6 +35,11 @@ class EventStatus(StrEnum):
     PROPOSED = "proposed"
     """Waits for a person (`runbooks calendar accept`); nothing is provisioned for it."""
     ACCEPTED = "accepted"
+
+
+YEARS = range(2000, 3000)
+"""Outside of them, hours before or after a moment may be none that Python has."""
+_YEARS_ALLOWED = f"a year from {YEARS[0]} to {YEARS[-1]} is allowed"
 
 
 class CalendarRowError(ValueError):
@@ -69,6 +74,13 @@ class CalendarEvent(BaseModel):
     """Person or team."""
     status: EventStatus = EventStatus.ACCEPTED
     """Rows without it are accepted."""
+
+    @field_validator("starts_at", "provisioning_triggered_at", "provisioning_completed_at")
+    @classmethod
+    def _can_be_reckoned_with(cls, at: datetime | None) -> datetime | None:
+        if at is not None and at.year not in YEARS:  # `9999-12-31`: a date that is not known yet
+            raise ValueError(_YEARS_ALLOWED)
+        return at
 
     @property
     def counts(self) -> bool:
@@ -284,6 +296,8 @@ def moment_of(start: str, zone: str | None) -> datetime:
         moment = datetime.fromisoformat(start)
     except ValueError:
         raise EntryError("start", start, "give date and time like 2026-11-30T00:00") from None
+    if moment.year not in YEARS:
+        raise EntryError("start", start, _YEARS_ALLOWED)
     if zone is None:
         if moment.tzinfo is None:
             allowed = "it has no zone: give one by name (Asia/Tokyo) or the offset (2026-11-30T00:00+09:00)"

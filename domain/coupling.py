@@ -113,7 +113,9 @@ def plan(
     over_since = {
         model: before.over_since.get(model, now)
         for model, state in capacity.items()
-        if _utilisation(needed[model], state, policy.models[model]) > coupling.over_utilisation
+        # Not while it throttles: the load of then is the incident's to size from, and its levers may end it.
+        if not load.model(model).throttles
+        and _utilisation(needed[model], state, policy.models[model]) > coupling.over_utilisation
     }
     rose = tasks is not None and before.tasks is not None and tasks > before.tasks
     if _expected_growth(load, capacity, now):

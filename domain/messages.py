@@ -716,6 +716,10 @@ class CapacityState(Message):
     demands: list[Demand] = []
     fleet: list[ProvisionedModel] = []
     """As last listed."""
+    unlisted: list[str] = []
+    """ARNs that were bought and are in no list yet."""
+    gone: list[str] = []
+    """ARNs that were proven gone, while lists may still have them."""
     desired_units: int = 0
     units_in_service: int = 0
     doing: str = ""

@@ -65,7 +65,7 @@ def capacity_view(capacity: Capacity, times: Times) -> RenderableType:
     if row.retry_at is not None:
         parts.append(Text(f"tried again {times.both(row.retry_at)}, or with `runbooks capacity reconcile {row.model}`"))
     if row.bought:
-        made = make_table("bought", "units", "status", "for", "until", "since", "cost so far", whole=2)
+        made = make_table("bought", "units", "status", "for", "until", "cost so far", whole=3)
         for bought in row.bought:
             made.add_row(
                 bought.name,
@@ -73,19 +73,18 @@ def capacity_view(capacity: Capacity, times: Times) -> RenderableType:
                 bought.status,
                 bought.asked_by,
                 times.both(bought.until) if bought.until else "-",
-                times.ago(bought.bought_at),
                 _cost(bought.unit_hours, bought.usd),
             )
         made.add_section()
         units = sum(bought.units for bought in row.bought)
-        made.add_row("together", str(units), "", "", "", "", _cost(row.unit_hours, row.usd), style="bold")
+        made.add_row("together", str(units), "", "", "", _cost(row.unit_hours, row.usd), style="bold")
         parts.append(made)
     else:
         parts.append(Text("nothing bought", "dim"))
     if row.lately_unit_hours > row.unit_hours:
         parts.append(Text(f"with what was released lately: {_cost(row.lately_unit_hours, row.lately_usd)}"))
     if row.demands:
-        made = make_table("demand", "kind", "units", "from", "until", "by", "why", whole=3)
+        made = make_table("demand", "kind", "units", "from", "until", whole=3)
         for demand in row.demands:
             made.add_row(
                 demand.demand_id,
@@ -93,10 +92,9 @@ def capacity_view(capacity: Capacity, times: Times) -> RenderableType:
                 f"{'+' * (demand.kind == 'feature')}{demand.units}",
                 times.both(demand.start),
                 times.both(demand.end),
-                demand.asked_by,
-                demand.reason,
             )
         parts.append(made)
+        parts += [Text(f"{demand.demand_id}, by {demand.asked_by}: {demand.reason}") for demand in row.demands]
     parts += [Text(f"while units are missing: {rung}", "yellow") for rung in row.rungs]
     for entry in row.timeline[-_SHOWN_TIMELINE:]:
         parts.append(Text(f"{times.at(entry.at)}  {entry.text}", "dim"))

@@ -58,9 +58,9 @@ class Capacity(OnRecord):
         self.fleet = {model.arn: model for model in state.fleet}
         self.purchases = {purchase.arn: purchase for purchase in state.purchases}
         self.listed_at = state.last_reconciled_at
-        self.unlisted: set[str] = set()
+        self.unlisted = set(state.unlisted)
         """Created, and in no list yet."""
-        self.gone: set[str] = set()
+        self.gone = set(state.gone)
         """Deleted: a list that was under way may still have them."""
         self.sending: dict[str, Order] = {}
         self.unanswered = state.unanswered
@@ -222,6 +222,8 @@ class Capacity(OnRecord):
             model=self.model,
             demands=list(self.demands.values()),
             fleet=list(self.fleet.values()),
+            unlisted=sorted(self.unlisted),
+            gone=sorted(self.gone),
             desired_units=plan.desired_units if plan else 0,
             units_in_service=plan.units_in_service if plan else 0,
             doing=self._doing(),

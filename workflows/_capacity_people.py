@@ -36,7 +36,7 @@ class DecidedByPeople(ActsOnFleet, AsksPeople):
         self.paused = Paused(who=request.who, why=request.why, since=workflow.now())
         self.stop_effects()
         self.replan = True
-        message = f"nothing is bought or deleted until `{RESUME_CAPACITY}`; routes go on"
+        message = f"nothing is bought or deleted until `runbooks capacity resume {self.model}`; routes go on"
         return self.decide(PAUSE_CAPACITY, request, "accepted", message)
 
     @workflow.update(name=RESUME_CAPACITY)

@@ -1,23 +1,28 @@
 """The calendar's sync: every few minutes the table is read, and each event's workflow is started, moved or ended."""
 
 from contextlib import suppress
+from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities.calendar import CalendarActivities
 from activities.decisions import DecisionActivities
 from activities.events import EventActivities
 from activities.pages import PageActivities
-from domain.calendar_sync import CALENDAR_SYNC_WORKFLOW, CalendarSynced, PlanCalendar
+from domain.calendar_sync import CALENDAR_SYNC_WORKFLOW, CalendarSynced, PlanCalendar, about
 from domain.pre_provisioning import (
     EVENT_REMOVED,
     EventRemoved,
     TellEvent,
     event_workflow_id,
+    planned,
 )
-from workflows._step import decide, load_policy, mutate, read
+from workflows._step import decide, failure, last_result, load_policy, mutate, read
 from workflows.search_attributes import SERVICE
+
+WITHIN = timedelta(minutes=1)
+"""For each message: the next sync tries again."""
 
 
 @workflow.defn(name=CALENDAR_SYNC_WORKFLOW)
@@ -39,26 +44,28 @@ class CalendarSyncWorkflow:
             summary="Which events to start, move and end",
         )
         workflow.set_current_details(plan.summary)
+        untold = []
         for event in plan.tell:
-            await mutate(EventActivities.tell_event, TellEvent(event=event), summary=f"Tell {event.event_id}"[:200])
+            summary = f"Tell {event.event_id}"[:200]
+            try:
+                await mutate(EventActivities.tell_event, TellEvent(event=event), summary=summary, within=WITHIN)
+            except ActivityError as error:  # the next sync tries again; the other events must not wait for that
+                why = failure(error)[1]
+                text = f"{planned(event)} could not be handed to its workflow: {why}. The next sync tries again"
+                untold.append(about(event.event_id, text))
         for event_id, why in plan.remove.items():
             with suppress(ApplicationError):  # it has just ended by itself
                 await workflow.get_external_workflow_handle(event_workflow_id(event_id)).signal(
                     EVENT_REMOVED, EventRemoved(reason=why)
                 )
-        told = _told_before()
-        for page in plan.pages:
-            if page.page_id not in told:
-                await mutate(PageActivities.page, page, summary=f"Page {page.to}"[:200])
-        return CalendarSynced(summary=plan.summary, told=[page.page_id for page in plan.pages])
-
-
-def _told_before() -> list[str]:
-    """By the run before; none if there was none, or this version cannot read it."""
-    if not workflow.has_last_completion_result():
-        return []
-    try:
-        last = workflow.get_last_completion_result(CalendarSynced)
-    except (ValueError, RuntimeError):
-        return []
-    return last.told if last else []
+        last = last_result(CalendarSynced)
+        before, told = last.told if last else [], []
+        for page in [*plan.pages, *untold]:
+            if page.page_id not in before:
+                try:
+                    await mutate(PageActivities.page, page, summary=f"Page {page.to}"[:200], within=WITHIN)
+                except ActivityError as error:  # the next sync tries again
+                    workflow.logger.error("a page could not be sent", extra={"error": failure(error)[1]})
+                    continue
+            told.append(page.page_id)
+        return CalendarSynced(summary=plan.summary, told=told)

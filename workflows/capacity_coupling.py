@@ -12,7 +12,7 @@ from activities.pages import PageActivities
 from domain.coupling import CAPACITY_COUPLING, CAPACITY_COUPLING_WORKFLOW, AssessCoupling, CouplingState
 from domain.knobs import Holder
 from domain.messages import Page, ReleaseLeases, TakeLeases
-from workflows._step import failure, mutate, read
+from workflows._step import failure, last_result, mutate, read
 
 WITHIN = timedelta(seconds=30)
 """How long an effect is tried: later, the next look knows better."""
@@ -27,9 +27,7 @@ class CapacityCouplingWorkflow:
 
     @workflow.run
     async def run(self) -> CouplingState:
-        last = workflow.has_last_completion_result()
-        before = workflow.get_last_completion_result(CouplingState) if last else CouplingState()
-        assert before is not None
+        before = last_result(CouplingState) or CouplingState()
         request = AssessCoupling(now=workflow.now(), state=before)
         plan = await read(CouplingActivities.assess_coupling, request, summary="Tasks, load, capacity: what to ask for")
         state, refused = plan.state, set[str]()

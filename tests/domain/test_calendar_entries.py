@@ -62,6 +62,7 @@ def test_what_is_left_out_is_the_types_or_the_policys() -> None:
         ({"multiplier": "four"}, "multiplier", "a number like 4"),
         ({"start": "2026-11-24T11:59"}, "start", "later than 2026-11-24T12:00+09:00, which is now"),
         ({"start": "Monday"}, "start", "like 2026-11-30T00:00"),
+        ({"start": "9999-12-31T23:59"}, "start", "a year from 2000 to 2999"),
         ({"zone": ""}, "start", "it has no zone"),
         ({"zone": "Asia/Tokio"}, "zone", "did you mean Asia/Tokyo"),
         ({"zone": "Mars/Olympus"}, "zone", "there is no time zone 'Mars/Olympus'"),
@@ -113,6 +114,10 @@ def test_a_model_that_cannot_have_units_or_a_forecast_is_refused() -> None:
 
 def test_what_stands_in_the_table_is_checked_by_the_same_rules() -> None:
     event = entered()
+    later = {"event_id": {"S": "date to be told"}, "starts_at": {"S": "9999-12-31T23:59:59+00:00"}}
+    events, broken = events_of([{**event.to_item(), **later}, event.to_item()])
+    assert events == [event], "hours after it cannot be reckoned with, and those of other rows can"
+    assert "a year from 2000 to 2999 is allowed" in broken["date to be told"]
     check_planned(event, POLICY)
     for change in ({"multiplier": 1000.0}, {"models": ("opus",)}, {"lead_time": timedelta(0)}, {"type": "x"}):
         with pytest.raises(EntryError):

@@ -131,6 +131,10 @@ def test_over_80_percent_for_2_minutes_asks_for_what_the_demand_needs() -> None:
     assert "88%" in demand.reason
     calm = look(sonnet=4_000, before=second.state, at=NOW + 2 * MINUTE)
     assert (calm.demands, calm.state.over_since) == ([], {}), "what ends counts from the start again"
+    throttled = look(sonnet=sonnet, before=second.state, at=NOW + 2 * MINUTE, throttles=300)
+    after = look(sonnet=sonnet, before=throttled.state, at=NOW + 3 * MINUTE)
+    assert after.demands == [], "an incident's levers have just ended the throttling: its units are on their way"
+    assert after.state.over_since == {"sonnet": NOW + 3 * MINUTE}
 
 
 def test_utilisation_is_per_model_so_that_the_evening_itself_buys_nothing() -> None:

@@ -264,7 +264,8 @@ async def test_a_persons_demand_from_the_dry_run_to_its_withdrawal(running: Runn
     assert bought["unit_hours"] >= 5
     code, out, _ = await running.cli("show", "sonnet")
     assert code == ExitCode.OK
-    assert re.search(r"launch +person +20 .*engineer@example.com +a launch", out)
+    assert re.search(r"launch +person +20 ", out)
+    assert "launch, by engineer@example.com: a launch\n" in out
     code, out, _ = await running.cli("plan", "sonnet", "--svg", str(tmp_path / "plan.svg"))
     assert (code, "Asia/Tokyo" in out) == (ExitCode.OK, True)
     assert (tmp_path / "plan.svg").exists()

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
@@ -22,6 +24,7 @@ from activities.events import EventActivities
 from activities.schedules import ScheduledWorkflow, ensure_schedules
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent, EventStatus
 from domain.calendar_sync import CALENDAR_SCHEDULE, CALENDAR_SYNC_WORKFLOW, CalendarSynced
+from domain.errors import ErrorKind
 from domain.people import Role
 from domain.pre_provisioning import EventPhase, EventRecord, MarkEvent
 from ops.service import ExitCode, OpsError, OpsService
@@ -249,6 +252,28 @@ async def test_what_is_wrong_is_paged_once_by_the_schedules_runs(lab: Lab) -> No
         await lab.until("wild", lambda record: record.event.multiplier == 2)
     finally:
         await client.get_schedule_handle(CALENDAR_SCHEDULE).delete()
+
+
+async def test_one_event_that_cannot_be_told_does_not_keep_the_others_from_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Client.start_workflow
+
+    async def refuses(client: Client, *args: Any, **more: Any) -> Any:
+        if more["id"] == "event-a-bad-one":
+            raise ApplicationError("no such thing", type=ErrorKind.INVALID, non_retryable=True)
+        return await start(client, *args, **more)
+
+    monkeypatch.setattr(Client, "start_workflow", refuses)
+    for event_id in ("a-bad-one", "b-good-one"):
+        item = (await lab.service.add_event(lab.token, given(event_id="x"))).event.to_item()
+        await lab.service.remove_event(lab.token, "x")
+        lab.dynamodb.put_item(TableName=TABLE, Item={**item, "event_id": {"S": event_id}})
+    await lab.sync()
+    await lab.until("b-good-one", lambda record: True)
+    [page] = lab.fakes.asked("page")
+    assert page.text.startswith("a-bad-one (monday_release, 4x, ")
+    assert page.text.endswith(" could not be handed to its workflow: no such thing. The next sync tries again")
 
 
 CSV = f"""event_id,type,start,zone,multiplier,models

@@ -17,10 +17,7 @@ import httpx
 import pytest
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from dataplane.connection import connect as connect_redis
-from dataplane.ledger import Ledger
 from domain.invoking import Invoke
-from domain.knobs import Holder, KnobName, LeaseRequest
 from tests.aws_account import Account, eventually
 from tests.servers import AwsServer, TemporalServer, ValkeyServer, free_port
 from tests.workers.test_batcher_invoke import Ask
@@ -228,36 +225,6 @@ def test_the_documented_ten_lines_embed_it_without_http_and_temporal(
     assert done.returncode == 0, done.stderr
     answer = "Simulated answer to: How do I return a book? Counter({'sonnet': 1})"
     assert done.stdout.splitlines() == [answer, "[]"]
-
-
-async def test_redis_may_come_later_and_go_again(aws: Account, tmp_path: Path) -> None:
-    aws.control("POST", "converse", {"sonnet": QUICK, "haiku": QUICK})
-    own = ValkeyServer(tmp_path)
-    process = Process(tmp_path / "batcher", aws.endpoint_url, own.url, f"127.0.0.1:{free_port()}")
-    async with httpx.AsyncClient(base_url=process.url, timeout=30) as http:
-
-        async def model(prompt: str) -> str:
-            return str((await ask(http, prompt)).json()["model"])
-
-        assert await model("without Redis") == "sonnet"
-        own.start()
-        with connect_redis(own.url) as client:
-            downgrade = LeaseRequest(
-                lease_id="a",
-                knob=KnobName.MODEL_ROUTING,
-                value={"faq": "haiku"},
-                holder=Holder(kind="person", id="p"),
-                reason="r",
-                duration_ms=600_000,
-            )
-            Ledger(client).acquire([downgrade])
-        async with asyncio.timeout(20):
-            number = 0
-            while await model(f"with Redis {number}") != "haiku":
-                number += 1
-        own.kill()
-        assert [await model(f"without again {n}") for n in range(5)] == ["haiku"] * 5, "the last known knobs"
-    process.stop()
 
 
 async def test_who_leaves_frees_its_place_and_sigterm_answers_the_others(

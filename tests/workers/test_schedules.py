@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleOverlapPolicy
 
-from activities.schedules import ScheduledWorkflow, ensure_schedules
+from activities.schedules import RUN_TIMEOUT, ScheduledWorkflow, ensure_schedules
 from tests.servers import TemporalServer
 from workers.settings import Settings
 from workers.temporal import connect
@@ -63,6 +63,7 @@ async def test_schedules_become_what_the_list_says(client: Client) -> None:
     one = await _known(client, "one")
     assert isinstance(one.action, ScheduleActionStartWorkflow)
     assert (one.action.workflow, one.action.id, one.action.task_queue) == ("SomeWorkflow", "one", QUEUE)
+    assert one.action.execution_timeout == RUN_TIMEOUT, "a run that hangs does not stop all later ones"
     assert one.spec.intervals[0].every == timedelta(minutes=15)
     assert one.policy.catchup_window == timedelta(minutes=5)
     assert one.policy.overlap is ScheduleOverlapPolicy.SKIP

@@ -442,3 +442,11 @@ async def _rest(reading: Awaitable[CapacityState]) -> CapacityState | None:
 
 async def _planning(stack: Stack) -> bool:
     return "planning" in (await stack.state()).doing
+
+
+def test_what_no_list_has_yet_or_has_still_is_known_to_the_next_run() -> None:
+    """Otherwise what was bought a moment before a run ends is bought again, and what is gone gets calls."""
+    state = CapacityState(model="sonnet", unlisted=["arn:bought"], gone=["arn:deleted"])
+    assert CapacityWorkflow(CapacityInput(state=state)).state(datetime.now(UTC)) == state.model_copy(
+        update={"doing": "planning"}
+    )
