@@ -30,10 +30,7 @@ def bucket(value: float) -> float:
     """The middle of the value's bucket; 0 for what is under 0.1."""
     if value < 0.1:
         return 0.0
-    return _middle(round(math.log(value) * _STEPS_PER_E))
-
-
-def _middle(step: int) -> float:
+    step = round(math.log(value) * _STEPS_PER_E)
     middle = _middles.get(step)
     if middle is None:
         middle = _middles[step] = float(f"{math.exp(step / _STEPS_PER_E):.3g}")
@@ -104,6 +101,8 @@ class BatchMeter:
 
     def __init__(self) -> None:
         self._totals = Totals()
+        self._tokens: dict[str, tuple[Counter[float], Counter[float]]] = {}
+        """By intent, those of the totals: input, output."""
         self._waits: defaultdict[str, list[float]] = defaultdict(list)
         self.depth: Callable[[], int] = lambda: 0
         """Requests that wait or are in flight now."""
@@ -122,7 +121,8 @@ class BatchMeter:
         kept = self._waits[model]
         kept.extend(waits)
         self._totals.sizes[model][len(waits)] += 1
-        if (depth := self.depth()) > self._deepest:
+        depth = self.depth()
+        if depth > self._deepest:
             self._deepest = depth
         if len(kept) >= _MOST_WAITS:
             self._settle(model)
@@ -138,15 +138,22 @@ class BatchMeter:
         """A batch came back."""
         totals = self._totals
         took = bucket(seconds * 1000)
-        for intent in {request.intent for request in requests}:
+        intents = {request.intent for request in requests} if len(requests) > 1 else (requests[0].intent,)
+        for intent in intents:
             totals.latency_ms[model, intent][took] += 1
         for request, result in zip(requests, results, strict=True):
             intent = request.intent
             if isinstance(result, Answer):
-                totals.tokens[intent, "input"][result.input_tokens] += 1
-                totals.tokens[intent, "output"][result.output_tokens] += 1
+                given, said = self._tokens.get(intent) or self._new_tokens(intent)
+                given[result.input_tokens] += 1
+                said[result.output_tokens] += 1
             else:
                 totals.shed[intent, result.refusal] += 1
+
+    def _new_tokens(self, intent: str) -> tuple[Counter[float], Counter[float]]:
+        tokens = self._totals.tokens
+        self._tokens[intent] = pair = tokens[intent, "input"], tokens[intent, "output"]
+        return pair
 
     def coalesced(self, intent: str) -> None:
         """A request joined an equal one."""
