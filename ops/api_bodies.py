@@ -11,8 +11,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 from domain.incident import LeverName
 from domain.knob_spec import Whole
 from domain.knobs import KnobName, KnobValue, LeaseRequest
+from ops.asking import MAX_REASON_CHARS
 from ops.capacity import DEMAND_ID
-from ops.overrides import MAX_REASON_CHARS
 from ops.service import OpsError, parse_duration
 
 MAX_WHY_CHARS, MAX_SUBJECT_CHARS = 1000, 200

@@ -30,7 +30,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from domain.calendar import duration_of
 from domain.incident import IncidentRecord
-from domain.knobs import Refusal
+from domain.knobs import Holder, Refusal
 from domain.messages import (
     CAPACITY_WORKFLOW,
     INCIDENT_WORKFLOW,
@@ -53,6 +53,7 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 P = TypeVar("P", bound=PersonRequest)
 
+MAX_REASON_CHARS = 500
 # Technical: how long a person is kept waiting before an error says what is away.
 RPC_TIMEOUT = timedelta(seconds=5)
 QUERY_TIMEOUT = timedelta(seconds=5)
@@ -173,6 +174,10 @@ class Asking:
         self._settings = settings
         self._once = once
 
+    def _short_id(self) -> str:
+        """The end of a new id: the same for a request that comes again."""
+        return self._once[:12] if self._once else uuid.uuid4().hex[:8]
+
     async def check(self) -> None:
         """Raises OpsError: Temporal does not answer."""
         async with self._errors():
@@ -217,10 +222,15 @@ class Asking:
                 raise OpsError(f"Token refused: {error}.", how, ExitCode.DENIED) from None
             except TokenRefused as error:
                 why = f"Token refused: {error}."
-        refusal = Refusal(holder=None, action=action, target=target[:200], why=why[:500])
-        with suppress(redis.RedisError):  # it is refused all the same
-            await self._with_ledger(lambda ledger: ledger.record_refusal(refusal))
+        await self._record_refusal(None, action, target, why)
         raise OpsError(why, how, ExitCode.DENIED)
+
+    async def _record_refusal(self, who: str | None, action: str, target: str, why: str, value: str = "") -> None:
+        """That `who` (None: nobody known) was told `why`. It is refused all the same while Redis is away."""
+        holder = None if who is None else Holder(kind="person", id=who)
+        refusal = Refusal(holder=holder, action=action, target=target[:200], value=value[:500], why=why[:500])
+        with suppress(redis.RedisError):
+            await self._with_ledger(lambda ledger: ledger.record_refusal(refusal))
 
     async def _with_ledger(self, work: "Callable[[Ledger], T]") -> T:
         """What `work` answers. Redis's errors pass."""

@@ -6,14 +6,13 @@ Everything given is checked before anything is written. The table is small and r
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel
-from redis.exceptions import RedisError
 from temporalio.client import ScheduleOverlapPolicy, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -29,7 +28,6 @@ from domain.calendar import (
 )
 from domain.calendar_sync import CALENDAR_SCHEDULE
 from domain.clock import RehearsalClock
-from domain.knobs import Holder, Refusal
 from domain.messages import RECORD
 from domain.people import Role
 from domain.permissions import ACCESS_DENIED
@@ -267,9 +265,7 @@ class Calendar(Asking):
         if self._roster().may(who, Role.ENGINEER):
             return who
         why = f"{who} may not change the calendar: it is not an engineer's role."
-        refusal = Refusal(holder=Holder(kind="person", id=who), action=action, target=target[:200], why=why[:500])
-        with suppress(RedisError):  # it is refused all the same
-            await self._with_ledger(lambda ledger: ledger.record_refusal(refusal))
+        await self._record_refusal(who, action, target, why)
         raise OpsError(why, "Ask an engineer, or for the role in the roster.", ExitCode.DENIED)
 
     def _policy_as_written(self) -> Policy:

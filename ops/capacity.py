@@ -4,10 +4,8 @@ import asyncio
 import re
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-import redis
 from pydantic import AwareDatetime, BaseModel
 from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
@@ -16,7 +14,6 @@ from domain.capacity import CapacityPlan, Demand, DemandKind, DemandOutcome, Sit
 from domain.clock import RehearsalClock
 from domain.forecast import HOUR, NoForecast, expected
 from domain.incident import Decision, TimelineEntry
-from domain.knobs import Holder, Refusal
 from domain.messages import (
     APPROVE_CAPACITY,
     CAPACITY_STATE,
@@ -41,9 +38,8 @@ from domain.people import Role
 from domain.planner import plan
 from domain.policy import ModelPolicy, Policy
 from domain.purchases import unit_hours
-from ops.asking import CAPACITY, Asking, ExitCode, M, NotAllowed, OpsError
+from ops.asking import CAPACITY, MAX_REASON_CHARS, Asking, ExitCode, M, NotAllowed, OpsError
 
-MAX_REASON_CHARS = 500
 MAX_AHEAD = timedelta(days=366)
 """Of a person's demand, in business time."""
 STATE_TIMEOUT = timedelta(seconds=2)
@@ -314,10 +310,7 @@ class Capacities(Asking):
             return ""
         role = roster.people.get(who)
         why = f"{who} {f'is {role}' if role else 'is not in the roster'}; {needed} is needed"
-        holder = Holder(kind="person", id=who)
-        refusal = Refusal(holder=holder, action=action, target=model, value=value[:500], why=why[:500])
-        with suppress(redis.RedisError):  # it is denied all the same
-            await self._with_ledger(lambda ledger: ledger.record_refusal(refusal))
+        await self._record_refusal(who, action, model, why, value)
         return why
 
     def _demand(
@@ -348,7 +341,7 @@ class Capacities(Asking):
         if demand_id is not None and not re.fullmatch(DEMAND_ID, demand_id):
             raise _not_allowed("demand_id", demand_id[:80], "1 to 150 letters, digits and . : @ + - _")
         return Demand(
-            demand_id=demand_id or f"person-{self._once[:12] if self._once else uuid.uuid4().hex[:8]}",
+            demand_id=demand_id or f"person-{self._short_id()}",
             model=model,
             kind=DemandKind.PERSON,
             units=units,

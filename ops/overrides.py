@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,6 +41,7 @@ from domain.policy import Policy
 from ops.asking import (
     INCIDENT,
     LIST_QUERY_TIMEOUT,
+    MAX_REASON_CHARS,
     OVERRIDE,
     RPC_TIMEOUT,
     Asking,
@@ -53,7 +53,6 @@ from ops.asking import (
 )
 from workflows.search_attributes import ENDS_AT, KNOB
 
-MAX_REASON_CHARS = 500
 MAX_ID_CHARS = 200
 
 
@@ -230,9 +229,8 @@ class Overrides(Asking):
                 ExitCode.USAGE,
                 NotAllowed("reason", reason, f"a text of 1 to {MAX_REASON_CHARS} characters"),
             )
-        short_id = self._once[:12] if self._once else uuid.uuid4().hex[:8]
         request = StartOverride(
-            override_id=override_id(name, short_id),
+            override_id=override_id(name, self._short_id()),
             input=OverrideInput(knob=name, value=checked, kind=kind, who=who, reason=reason, duration=lasts),
         )
         async with self._answers(OVERRIDE, request.override_id):
