@@ -59,7 +59,7 @@ def alarms(
         str | None, typer.Option(help="ARN of the on-call tool's SNS topic. Default: RUNBOOKS_PAGE_TOPIC_ARN.")
     ] = None,
 ) -> None:
-    """Print the CloudWatch alarms that the product needs, as JSON: throttles, failed provisioning, our own heartbeat.
+    """Print the CloudWatch alarms that the product needs, as JSON: throttles, failed provisioning, waits, heartbeat.
 
     The heartbeat's alarm goes to the on-call tool directly, past everything of ours.
     """

@@ -96,6 +96,7 @@ class BatcherProcess:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                limit_concurrency=policy.batcher.max_pending,
                 timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
             )
             server = _Server(config, self._started)

@@ -15,9 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from dataplane.connection import connect as connect_redis
+from dataplane.ledger import Ledger
+from dataplane.routes import Routes
 from domain.invoking import Invoke
+from domain.knobs import Holder, KnobName, LeaseRequest
+from domain.policy import Policy
+from domain.routes import CapacityRoute, CapacityRoutes
 from tests.aws_account import Account, eventually
 from tests.servers import AwsServer, TemporalServer, ValkeyServer, free_port
 from tests.workers.test_batcher_invoke import Ask
@@ -166,6 +173,33 @@ async def test_refusals_have_their_status(http: httpx.AsyncClient, aws: Account)
     aws.control("POST", "converse", {"haiku": {"on_demand_tokens_per_second": 5000}})
 
 
+async def test_calls_follow_the_routes_and_a_provisioned_model_that_vanished_is_left_out(
+    http: httpx.AsyncClient, aws: Account, redis_client: redis.Redis
+) -> None:
+    sonnet = Policy().models["sonnet"]
+    on_demand = sonnet.on_demand_tokens_per_second
+    arn = aws.client("bedrock").create_provisioned_model_throughput(
+        provisionedModelName="ours", modelId=sonnet.provisioned_model_id, modelUnits=5
+    )["provisionedModelArn"]
+    aws.control("POST", "settle")
+    aws.control("POST", "converse", {"sonnet": {"on_demand_tokens_per_second": 0}})
+
+    async def status(prompt: str) -> int:
+        return (await ask(http, prompt, "recommendation", deadline_ms=1500)).status_code
+
+    assert await status("on demand has nothing") == 503
+    route = CapacityRoute(provisioned_model_arn=arn, units=5)
+    Routes(redis_client).publish(CapacityRoutes(model="sonnet", routes=(route,), version=1))
+    async with asyncio.timeout(20):
+        while await status("the provisioned model has room") != 200:
+            pass
+    aws.control("DELETE", f"provisioned-model-throughput/{arn.rpartition('/')[2]}")
+    aws.control("POST", "converse", {"sonnet": {"on_demand_tokens_per_second": on_demand}})
+    async with asyncio.timeout(20):
+        while await status("on demand has room") != 200:
+            pass
+
+
 async def test_metrics_reach_cloudwatch(http: httpx.AsyncClient, aws: Account) -> None:
     await asyncio.gather(*(ask(http, f"measured {n}", "greeting") for n in range(5)))
 
@@ -225,6 +259,36 @@ def test_the_documented_ten_lines_embed_it_without_http_and_temporal(
     assert done.returncode == 0, done.stderr
     answer = "Simulated answer to: How do I return a book? Counter({'sonnet': 1})"
     assert done.stdout.splitlines() == [answer, "[]"]
+
+
+async def test_redis_may_come_later_and_go_again(aws: Account, tmp_path: Path) -> None:
+    aws.control("POST", "converse", {"sonnet": QUICK, "haiku": QUICK})
+    own = ValkeyServer(tmp_path)
+    process = Process(tmp_path / "batcher", aws.endpoint_url, own.url, f"127.0.0.1:{free_port()}")
+    async with httpx.AsyncClient(base_url=process.url, timeout=30) as http:
+
+        async def model(prompt: str) -> str:
+            return str((await ask(http, prompt)).json()["model"])
+
+        assert await model("without Redis") == "sonnet"
+        own.start()
+        with connect_redis(own.url) as client:
+            downgrade = LeaseRequest(
+                lease_id="a",
+                knob=KnobName.MODEL_ROUTING,
+                value={"faq": "haiku"},
+                holder=Holder(kind="person", id="p"),
+                reason="r",
+                duration_ms=600_000,
+            )
+            Ledger(client).acquire([downgrade])
+        async with asyncio.timeout(20):
+            number = 0
+            while await model(f"with Redis {number}") != "haiku":
+                number += 1
+        own.kill()
+        assert [await model(f"without again {n}") for n in range(5)] == ["haiku"] * 5, "the last known knobs"
+    process.stop()
 
 
 async def test_who_leaves_frees_its_place_and_sigterm_answers_the_others(
