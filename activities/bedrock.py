@@ -43,8 +43,10 @@ ASKED_BY_TAG, UNTIL_TAG = "asked-by", "until"
 class BedrockActivities:
     """The one hand on Bedrock's provisioned throughput. botocore's errors pass through, to be mapped to kinds."""
 
-    def __init__(self, bedrock: "BedrockClient", routes: Routes) -> None:
+    def __init__(self, bedrock: "BedrockClient", routes: Routes, owner: str = MANAGED_BY) -> None:
+        """`owner`: value of the tag that says what is ours."""
         self._bedrock = bedrock
+        self._owner = owner
         self._routes = routes
 
     @activity.defn
@@ -138,7 +140,7 @@ class BedrockActivities:
         except self._bedrock.exceptions.ResourceNotFoundException:
             return None
         said = {tag["key"]: tag["value"] for tag in tags}
-        if said.get(MANAGED_BY_TAG) != MANAGED_BY:
+        if said.get(MANAGED_BY_TAG) != self._owner:
             return {"ours": False}
         until: datetime | None = None
         with suppress(ValueError):  # somebody edited the tag, or removed it
@@ -154,7 +156,7 @@ class BedrockActivities:
             modelUnits=order.units,
             provisionedModelName=order.name,
             modelId=request.provisioned_model_id,
-            tags=_tags(order),
+            tags=_tags(order, self._owner),
         )
         return answer["provisionedModelArn"]
 
@@ -236,6 +238,6 @@ def _model(summary: "ProvisionedModelSummaryTypeDef") -> ProvisionedModel:
     )
 
 
-def _tags(order: Order) -> "list[TagTypeDef]":
-    tags = {MANAGED_BY_TAG: MANAGED_BY, ASKED_BY_TAG: order.asked_by, UNTIL_TAG: order.until.isoformat()}
+def _tags(order: Order, owner: str) -> "list[TagTypeDef]":
+    tags = {MANAGED_BY_TAG: owner, ASKED_BY_TAG: order.asked_by, UNTIL_TAG: order.until.isoformat()}
     return [{"key": key, "value": re.sub(r"[^a-zA-Z0-9\s._:/=+@-]", "_", value)[:256]} for key, value in tags.items()]

@@ -97,7 +97,7 @@ def _simulate(grant: Grant, scope: Scope, iam: Any, principal: str | None, why: 
         return _unknown(grant, f"{grant.needs} is not given")
     context = [
         {"ContextKeyName": key, "ContextKeyValues": [value], "ContextKeyType": "string"}
-        for key, value in filter(None, [grant.condition])
+        for key, value in grant.conditions(scope).items()
     ]
     try:
         answer = iam.simulate_principal_policy(

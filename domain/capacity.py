@@ -16,7 +16,8 @@ from domain.purchases import Consent, Excess, Purchase
 
 MANAGED_BY_TAG = "managed-by"
 MANAGED_BY = "runbooks"
-"""A provisioned model is ours when `MANAGED_BY_TAG` says so; nothing else is ever deleted."""
+"""A provisioned model is ours when `MANAGED_BY_TAG` says so; nothing else is ever deleted. Of several deployments in
+one account and region each has a value of its own."""
 
 
 class DemandKind(StrEnum):

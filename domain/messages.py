@@ -675,6 +675,8 @@ class AwaitedApproval(Message):
     units: int = 0
     amount: float | None = None
     """Over the cap, in `unit`; None: it is not about money."""
+    paged_amount: float | None = None
+    """`amount` as people were paged about it last."""
     unit: str = ""
     since: AwareDatetime
     until: AwareDatetime

@@ -39,6 +39,8 @@ class Scope(BaseModel):
 
     account: str = "*"
     region: str = "*"
+    owner: str = MANAGED_BY
+    """Value of the tag on what we buy."""
     model_ids: tuple[str, ...] = ("*",)
     """Foundation models that provisioned throughput is bought for, with their context variants."""
     ecs_cluster: str = "*"
@@ -110,8 +112,8 @@ class Grant:
     """Answers nothing while what it is about is not configured."""
     needs: str = ""
     """What has to be given then."""
-    condition: tuple[str, str] | None = None
-    """Condition key, and what it must be."""
+    condition: tuple[str, str | None] | None = None
+    """Condition key, and what it must be; None: the owner."""
 
     def statement(self, scope: Scope) -> Statement | None:
         """None: what it is about is not configured."""
@@ -124,9 +126,13 @@ class Grant:
             "Action": self.action,
             "Resource": resources[0] if len(resources) == 1 else resources,
         }
-        if self.condition is not None:
-            statement["Condition"] = {"StringEquals": dict([self.condition])}
+        if conditions := self.conditions(scope):
+            statement["Condition"] = {"StringEquals": conditions}
         return statement
+
+    def conditions(self, scope: Scope) -> dict[str, str]:
+        """Condition keys, and what they must be."""
+        return {key: value or scope.owner for key, value in filter(None, [self.condition])}
 
 
 def _sid(action: str) -> str:
@@ -152,8 +158,8 @@ _BOTH = _WORKER | _INTAKE
 _CHECK = _BOTH | _BATCHER
 _LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 _NOBODYS_MODEL = "aaaaaaaaaaaa"
-_ASKED_AS_OURS = (f"aws:RequestTag/{MANAGED_BY_TAG}", MANAGED_BY)
-_OURS = (f"aws:ResourceTag/{MANAGED_BY_TAG}", MANAGED_BY)
+_ASKED_AS_OURS = (f"aws:RequestTag/{MANAGED_BY_TAG}", None)
+_OURS = (f"aws:ResourceTag/{MANAGED_BY_TAG}", None)
 _ROLE_NAME = "the role's name (--role-name)"
 
 

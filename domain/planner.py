@@ -267,7 +267,9 @@ def _growth(
 
 
 def _order(situation: Situation, buyer: Demand, sequence: int, units: int) -> Order:
-    digest = sha256(f"{situation.model}\n{buyer.demand_id}\n{sequence}".encode()).hexdigest()
+    # With the prefix: a token is the account's, and another deployment's must not answer with its model.
+    what = situation.policy.name_prefix, situation.model, buyer.demand_id, str(sequence)
+    digest = sha256("\n".join(what).encode()).hexdigest()
     stem = re.sub(r"[^0-9a-zA-Z]+", "-", f"{situation.policy.name_prefix}-{situation.model}")[:40].strip("-")
     return Order(
         name=f"{stem or MANAGED_BY}-{digest[:8]}-{sequence}",

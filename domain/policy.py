@@ -167,6 +167,7 @@ class CapacityPolicy(Section):
     reconcile_interval: ScaledDuration = timedelta(minutes=15)
     """How often the fleet is compared with the demands (S4: health check every 15 min)."""
     name_prefix: str = "runbooks"
+    """Of the names of what is bought; each deployment in one account and region has its own, as `RUNBOOKS_OWNER`."""
 
     def check(self) -> None:
         """See `Section`."""

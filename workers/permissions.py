@@ -30,6 +30,7 @@ def scope_of(settings: Settings, policy: Policy | None = None) -> Scope:
     return Scope(
         account=parts[4] if len(parts := (topic or "").split(":")) == 6 else "*",
         region=settings.aws_region,
+        owner=settings.owner,
         ecs_cluster=settings.ecs_cluster,
         ecs_service=settings.ecs_service,
         event_table=settings.event_table,

@@ -86,7 +86,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     names = {"cluster": settings.ecs_cluster, "service": settings.ecs_service}
     cloudwatch = CloudWatchActivities(aws.cloudwatch(), ecs_cluster=names["cluster"], ecs_service=names["service"])
     leases = LeaseActivities(ledger)
-    bedrock = BedrockActivities(aws.bedrock(), routes)
+    bedrock = BedrockActivities(aws.bedrock(), routes, settings.owner)
     calendar = CalendarActivities(aws.dynamodb(), table=settings.event_table)
     decisions = DecisionActivities()
     configured = SettingsActivities(

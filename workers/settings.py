@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from domain.capacity import MANAGED_BY
 from domain.clock import RehearsalClock
 from domain.messages import TASK_QUEUE
 
@@ -22,6 +23,9 @@ class Settings(BaseSettings):
     aws_endpoint_url: str | None = None
     """An AWS endpoint to use instead of AWS's own: the simulator's."""
     aws_region: str = "ap-northeast-1"
+    owner: str = Field(default=MANAGED_BY, pattern=r"^[A-Za-z0-9_.:/=+@-]{1,100}$")
+    """Value of the tag `managed-by` on what we buy: only what carries it is ours to release. Two deployments in one
+    account and region need two, or each releases what the other has bought."""
     alarm_queue_url: str | None = None
     dead_letter_queue_url: str | None = None
     event_table: str = "mangaassist-events"

@@ -13,6 +13,8 @@ from workflows._capacity import Capacity
 
 APPROVERS = "approvers"
 HOUR = timedelta(hours=1)
+MUCH_DEARER = 1.5
+"""Technical: so much more than people were told is said again; an approval is for the amount of its moment."""
 
 
 class AsksPeople(Capacity):
@@ -69,10 +71,14 @@ class AsksPeople(Capacity):
         return hours * price, "USD"
 
     def ask(self, asked: AwaitedApproval) -> None:
-        """Page the approvers, once for each thing to agree to."""
+        """Page the approvers, once for each thing to agree to; again when it has become much dearer meanwhile."""
         known = self.awaiting.get(asked.approval_id)
-        self.awaiting[asked.approval_id] = asked.model_copy(update={"since": known.since}) if known else asked
-        if known is None:
+        told = known.paged_amount if known else None
+        dearer = asked.amount is not None and told is not None and asked.amount > told * MUCH_DEARER
+        paged = asked.amount if known is None or dearer else told
+        since = known.since if known else asked.since
+        self.awaiting[asked.approval_id] = asked.model_copy(update={"since": since, "paged_amount": paged})
+        if known is None or dearer:
             how = f"`runbooks capacity approve {self.model} {asked.approval_id} --why …`"
             self.page(APPROVERS, f"{asked.text}. To agree: {how}")
 

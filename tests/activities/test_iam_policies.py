@@ -316,6 +316,22 @@ def verdicts(checked: PermissionsChecked) -> dict[str, str]:
     return {finding.action: finding.verdict for finding in checked.findings}
 
 
+def test_what_another_deployment_bought_is_not_ours(
+    account: Account, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """In one account and region, each with an owner of its own."""
+    production = provisioned(account, f"theirs-{uuid4().hex[:8]}", **{MANAGED_BY_TAG: MANAGED_BY})
+    staging = settings.model_copy(update={"owner": "runbooks-staging"})
+    may(account, statements(AwsRole.WORKER, staging))
+    bedrock = BedrockActivities(AwsClients(staging).bedrock(), Routes(redis_client), staging.owner)
+    order = Order(name="staging", token="staging", units=1, asked_by="a test", until=NOW, sequence=1)
+    bought = bedrock.create_model(CreateModel(order=order, provisioned_model_id=SONNET.provisioned_model_id))
+    ours = {model.arn: model.ours for model in bedrock.listed(SONNET, ())}
+    assert (ours[bought], ours[production]) == (True, False)
+    with pytest.raises(ClientError, match="not authorized to perform: bedrock:DeleteProvisionedModelThroughput"):
+        bedrock.delete_model(DeleteModel(arn=production))
+
+
 def test_the_check_finds_what_is_missing_and_buys_nothing(account: Account, settings: Settings) -> None:
     """Missing permissions of calls that can be tried and of others; the statement to add is the one that is missing."""
     all_of_it = statements(AwsRole.WORKER, settings)

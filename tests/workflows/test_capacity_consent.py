@@ -67,6 +67,15 @@ async def test_over_a_cap_an_approver_is_asked_and_the_best_there_is_without_sta
     assert page.startswith("approvers: ")
     assert f"runbooks capacity approve {stack.model} {asked.approval_id}" in page
 
+    # Nobody agrees to far more than people were told: they are told again.
+    await stack.ask(28, seconds=4 * 3600)
+    await until(lambda: len(stack.pages()) == 2)
+    [dearer] = (await until(lambda: idle(stack))).awaiting
+    assert (dearer.approval_id, dearer.since) == (asked.approval_id, asked.since)
+    assert f"{dearer.amount:,.0f} unit-hours over" in stack.pages()[1]
+    await stack.reconcile()
+    assert len(stack.pages()) == 2
+
     for who, approval_id, outcome in (
         (ENGINEER, asked.approval_id, "denied"),
         ("nobody@example.com", asked.approval_id, "denied"),
