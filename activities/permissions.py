@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
 
+from domain.people import AwsRole
 from domain.permissions import (
     ACCESS_DENIED,
-    AwsRole,
     Call,
     CheckPermissions,
     Grant,

@@ -15,6 +15,16 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+class AwsRole(StrEnum):
+    """A process of the product that holds an IAM role of its own."""
+
+    WORKER = "worker"
+    INTAKE = "intake"
+    API = "api"
+    """The ops API, and the command line on a machine of one's own."""
+    BATCHER = "batcher"
+
+
 _ORDER = tuple(Role)
 
 

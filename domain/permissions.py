@@ -10,26 +10,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
 from domain.metrics import MANGA_ASSIST
+from domain.people import AwsRole
 
 ACCESS_DENIED = frozenset({"AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"})
 """Error codes by which AWS says that a permission is missing; `AuthorizationError` is SNS's."""
-
-
-class AwsRole(StrEnum):
-    """A process of the product that holds an IAM role of its own."""
-
-    WORKER = "worker"
-    INTAKE = "intake"
-    API = "api"
-    """The ops API, and the command line on a machine of one's own."""
-    BATCHER = "batcher"
 
 
 class Scope(BaseModel):

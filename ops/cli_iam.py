@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from domain.permissions import AwsRole
+from domain.people import AwsRole
 from ops.cli_shared import EXIT_CODES, fail, print_json, read_settings
 
 iam = typer.Typer(no_args_is_help=True, help="The IAM policies that the processes need.", epilog=EXIT_CODES)

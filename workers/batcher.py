@@ -28,7 +28,7 @@ from dataplane.control_state import ControlState
 from dataplane.response_cache import ResponseCache
 from dataplane.service import BatcherService
 from domain.invoking import BATCHER_TASK_QUEUE
-from domain.permissions import AwsRole
+from domain.people import AwsRole
 from domain.policy import Policy
 from workers.batcher_metrics import Publisher
 from workers.clients import AwsClients

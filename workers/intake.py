@@ -27,7 +27,7 @@ from activities.settings import ConfigurationError, load_policy
 from domain.alarm_messages import Ignored, NotAnAlarm, described_alarm, parse_alarm
 from domain.alarm_rules import IncidentTarget, target_of
 from domain.alarms import AlarmChange, AlarmState
-from domain.permissions import AwsRole
+from domain.people import AwsRole
 from domain.policy import Policy
 from workers.clients import AwsClients
 from workers.incidents import Incidents

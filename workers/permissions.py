@@ -7,7 +7,8 @@ import structlog
 
 from activities.permissions import check
 from activities.settings import ConfigurationError, load_policy
-from domain.permissions import AwsRole, Scope
+from domain.people import AwsRole
+from domain.permissions import Scope
 from domain.policy import Policy
 from workers.clients import AwsClients
 from workers.settings import Settings

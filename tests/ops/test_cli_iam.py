@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from domain.permissions import AwsRole
+from domain.people import AwsRole
 from ops.cli_iam import iam
 from ops.service import ExitCode
 
