@@ -52,9 +52,9 @@ class ClimbsLadder(PublishesRoutes, AsksPeople):
         causes = sorted({kind for kind, _ in self.shortage.values()} | ({"paused"} if self.paused else set()))
         if not causes or causes == self.paged_for or self.sending:
             return
-        self.paged_for = causes
         if causes != ["paused"] and any(demand.asked_by.startswith("incident-") for demand in self.demands.values()):
             return  # the incident is told, and pages itself
+        self.paged_for = causes
         paused = [f"{self.paused.who} paused it: {self.paused.why}"] if self.paused else []
         why = "; ".join([*paused, *(words for _, words in self.shortage.values())])
         self.page(

@@ -11,6 +11,7 @@ from activities.decisions import DecisionActivities
 from activities.events import EventActivities
 from activities.pages import PageActivities
 from domain.calendar_sync import CALENDAR_SYNC_WORKFLOW, CalendarSynced, PlanCalendar, about
+from domain.messages import Page
 from domain.pre_provisioning import (
     EVENT_REMOVED,
     EventRemoved,
@@ -23,6 +24,8 @@ from workflows.search_attributes import SERVICE
 
 WITHIN = timedelta(minutes=1)
 """For each message: the next sync tries again."""
+MOST_PAGES = 5
+"""Of one sync: a table that was filled with nonsense is one thing to look at."""
 
 
 @workflow.defn(name=CALENDAR_SYNC_WORKFLOW)
@@ -59,13 +62,22 @@ class CalendarSyncWorkflow:
                     EVENT_REMOVED, EventRemoved(reason=why)
                 )
         last = last_result(CalendarSynced)
-        before, told = last.told if last else [], []
-        for page in [*plan.pages, *untold]:
-            if page.page_id not in before:
-                try:
-                    await mutate(PageActivities.page, page, summary=f"Page {page.to}"[:200], within=WITHIN)
-                except ActivityError as error:  # the next sync tries again
-                    workflow.logger.error("a page could not be sent", extra={"error": failure(error)[1]})
-                    continue
-            told.append(page.page_id)
+        told = await self._page([*plan.pages, *untold], last.told if last else [])
         return CalendarSynced(summary=plan.summary, told=told)
+
+    async def _page(self, pages: list[Page], before: list[str]) -> list[str]:
+        """Page about what was not told before; of very many the rest in one. Answers what has been told."""
+        new = [page for page in pages if page.page_id not in before]
+        told = [page.page_id for page in pages if page.page_id in before]
+        rest = {page.page_id: page for page in new[MOST_PAGES:]}
+        if rest:
+            text = f"calendar: {len(rest)} more rows need a person; the details of this calendar-sync run name each"
+            new = [*new[:MOST_PAGES], about("calendar", text)]
+        for page in new:
+            try:
+                await mutate(PageActivities.page, page, summary=f"Page {page.to}"[:200], within=WITHIN)
+            except ActivityError as error:  # the next sync tries again
+                workflow.logger.error("a page could not be sent", extra={"error": failure(error)[1]})
+            else:
+                told.append(page.page_id)
+        return [*told, *rest]

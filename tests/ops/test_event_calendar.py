@@ -35,7 +35,7 @@ from tests.workflows.fake_events import FakeEvents
 from tests.workflows.fakes import activities_of
 from workers.settings import Settings
 from workers.temporal import connect
-from workflows.calendar_sync import CalendarSyncWorkflow
+from workflows.calendar_sync import MOST_PAGES, CalendarSyncWorkflow
 from workflows.event_pre_provisioning import EventPreProvisioningWorkflow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -274,6 +274,18 @@ async def test_one_event_that_cannot_be_told_does_not_keep_the_others_from_it(
     [page] = lab.fakes.asked("page")
     assert page.text.startswith("a-bad-one (monday_release, 4x, ")
     assert page.text.endswith(" could not be handed to its workflow: no such thing. The next sync tries again")
+
+
+async def test_a_table_full_of_nonsense_is_no_storm_of_pages(lab: Lab) -> None:
+    item = (await lab.service.add_event(lab.token, given(event_id="z"))).event.to_item()
+    for number in range(MOST_PAGES + 2):
+        bad = {"event_id": {"S": f"bad-{number}"}, "multiplier": {"N": "1000"}}
+        lab.dynamodb.put_item(TableName=TABLE, Item={**item, **bad})
+    synced = await lab.sync()
+    texts = [page.text for page in lab.fakes.asked("page")]
+    assert len(texts) == MOST_PAGES + 1
+    assert texts[-1] == "calendar: 2 more rows need a person; the details of this calendar-sync run name each"
+    assert len(synced.told) == MOST_PAGES + 3
 
 
 CSV = f"""event_id,type,start,zone,multiplier,models
