@@ -1,4 +1,4 @@
-"""The event calendar in DynamoDB: which event an incident belongs to, and the entry that is learnt from it."""
+"""The event calendar in DynamoDB: read as it is, asked for an incident's event, and written when rows are learnt."""
 
 import time
 from datetime import UTC, datetime

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, Field
 from domain import timetable
 from domain.capacity import Demand, DemandKind
 from domain.health import HEALTH_SCHEDULE
-from domain.incident import utc
+from domain.incident import span, utc
 from domain.knob_spec import Number
 from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.load import LoadSnapshot, load_on, remaining_tokens_per_second, units_for
@@ -289,7 +289,7 @@ def _demand(firing: Firing, reason: str) -> Demand:
 def _proposal(
     firing: Firing, firings: list[Firing], snapshot: PolicySnapshot, coupling: CouplingPolicy
 ) -> Proposal | None:
-    """At every so-manieth time within the week."""
+    """At every `propose_after`th time within `propose_within`."""
     own = [one for one in firings if one.model == firing.model]
     times = sum(not one.more for one in own)
     if firing.more or times % coupling.propose_after:
@@ -299,8 +299,9 @@ def _proposal(
     hour = timetable.units_at(policy, firing.model, business)
     window = timetable.window_at(policy.timetable, business) if policy.timetable else None
     where = f"timetable.windows {window.span}: units.{firing.model}" if window else f"models.{firing.model}: base units"
+    within = span(snapshot.clock.business_duration(coupling.propose_within))
     text = (
-        f"{firing.model} needed more units than the timetable {times} times in a week, {most} at most: "
+        f"{firing.model} needed more units than the timetable {times} times in {within}, {most} at most: "
         f"consider {where} from {hour} to {most}"
     )
     return Proposal(model=firing.model, text=text)

@@ -215,7 +215,7 @@ def test_the_third_demand_in_a_week_proposes_a_timetable_change() -> None:
     steps = twice.model_copy(update={"firings": [*twice.firings, firing(10 * MINUTE)], "tasks": 15})
     assert look(tasks=35, before=steps).proposals == [], "a step of a ramp is not another time"
     assert (
-        proposal.text == "sonnet needed more units than the timetable 3 times in a week, 17 at most: consider "
+        proposal.text == "sonnet needed more units than the timetable 3 times in 7 d, 17 at most: consider "
         "timetable.windows 12:00 to 17:00: units.sonnet from 8 to 17"
     )
     assert (
