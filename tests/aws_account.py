@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import boto3
 from botocore.config import Config
 
+from domain.calendar import EVENT_TABLE_KEY
+
 T = TypeVar("T")
 
 
@@ -36,6 +38,15 @@ class Account:
         request = urllib.request.Request(f"{self.endpoint_url}/_simulator/{path}", data=data, method=method)
         with urllib.request.urlopen(request, timeout=5) as answer:
             return json.load(answer)
+
+    def event_table(self, name: str) -> None:
+        """A new table for the event calendar."""
+        self.client("dynamodb").create_table(
+            TableName=name,
+            KeySchema=[{"AttributeName": EVENT_TABLE_KEY, "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": EVENT_TABLE_KEY, "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
 
     def queue(self, name: str) -> tuple[str, str]:
         """A new queue's URL and ARN."""

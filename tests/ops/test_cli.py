@@ -24,7 +24,7 @@ from domain.messages import (
 from domain.people import Role
 from ops.cli_shared import EXIT_CODES
 from ops.service import ExitCode, OpsError, OpsService, parse_duration, parse_incident
-from ops.stack import Stack, StackOptions
+from ops.stack import Stack
 from ops.tokens import issue
 from ops.views import Times, cleaned, console, incident_view, plain
 from tests.servers import free_port
@@ -34,13 +34,6 @@ from workers.temporal import connect
 from workers.tokens import read_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    options = StackOptions(state_dir=tmp_path_factory.mktemp("state"), simulator=False, usual_ports=False)
-    async with Stack(options, say=lambda _: None, processes=[]) as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")

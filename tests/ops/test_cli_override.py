@@ -24,7 +24,7 @@ from domain.people import Role
 from domain.policy import Policy
 from ops.overrides import parse_value
 from ops.service import ExitCode, OpsError, OpsService
-from ops.stack import Stack, StackOptions
+from ops.stack import Stack
 from tests.workflows.fakes import FakeCloudWatch, activities_of
 from workers.settings import Settings
 from workers.temporal import connect
@@ -32,13 +32,6 @@ from workflows.override import OverrideWorkflow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TTL = KnobName.CACHE_TTL_SECONDS
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    options = StackOptions(state_dir=tmp_path_factory.mktemp("state"), simulator=False, usual_ports=False)
-    async with Stack(options, say=lambda _: None, processes=[]) as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")

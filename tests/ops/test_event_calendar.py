@@ -28,7 +28,7 @@ from domain.errors import ErrorKind
 from domain.people import Role
 from domain.pre_provisioning import EventPhase, EventRecord, MarkEvent
 from ops.service import ExitCode, OpsError, OpsService
-from ops.stack import Stack, StackOptions
+from ops.stack import Stack
 from tests.aws_account import Account
 from tests.servers import AwsServer
 from tests.workflows.fake_events import FakeEvents
@@ -44,13 +44,6 @@ START = (datetime.now(UTC) + timedelta(days=20)).replace(hour=15, minute=0, seco
 """A midnight in Tokyo, long ahead."""
 TEXT = START.isoformat()
 PATIENCE_SECONDS = 20
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    options = StackOptions(state_dir=tmp_path_factory.mktemp("state"), simulator=False, usual_ports=False)
-    async with Stack(options, say=lambda _: None, processes=[]) as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +69,7 @@ def settings(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def account(settings: Settings) -> Account:
     account = Account(str(settings.aws_endpoint_url))
-    account.client("dynamodb").create_table(
-        TableName=TABLE,
-        KeySchema=[{"AttributeName": EVENT_TABLE_KEY, "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": EVENT_TABLE_KEY, "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    account.event_table(TABLE)
     return account
 
 

@@ -75,12 +75,7 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account
         monkeypatch.setenv(name, "testing")
     server = AwsServer(tmp_path).start()
     account = Account(server.endpoint)
-    account.client("dynamodb").create_table(
-        TableName=TABLE,
-        KeySchema=[{"AttributeName": EVENT_TABLE_KEY, "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": EVENT_TABLE_KEY, "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    account.event_table(TABLE)
     yield account
     server.kill()
 

@@ -21,7 +21,6 @@ from dataplane.connection import connect as connect_redis
 from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.alarms import AlarmState
-from domain.calendar import EVENT_TABLE_KEY
 from domain.capacity import DemandKind
 from domain.clock import RehearsalClock
 from domain.health import HEALTH_SCHEDULE
@@ -161,12 +160,7 @@ async def plumbing(tmp_path: Path, valkey: ValkeyServer, monkeypatch: pytest.Mon
         task_queue=QUEUE,
     )
     client, account = await connect(settings), Account(aws_server.endpoint)
-    account.client("dynamodb").create_table(
-        TableName="events",
-        KeySchema=[{"AttributeName": EVENT_TABLE_KEY, "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": EVENT_TABLE_KEY, "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    account.event_table("events")
     ecs, names = account.client("ecs"), {"cluster": settings.ecs_cluster, "serviceName": settings.ecs_service}
     ecs.create_cluster(clusterName=settings.ecs_cluster)
     container = {"name": "chat", "image": "chat:1", "memory": 512}
