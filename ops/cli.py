@@ -21,8 +21,11 @@ from ops.cli_iam import iam
 from ops.cli_override import override
 from ops.cli_shared import (
     EXIT_CODES,
+    By,
+    ClosedWithin,
     For,
     Json,
+    Limit,
     TokenFile,
     Why,
     decide,
@@ -82,11 +85,8 @@ Run = Annotated[str | None, typer.Option("--run", help="Run id of an earlier inc
 
 @incident.command("list")
 def list_(
-    closed_within: Annotated[
-        timedelta,
-        typer.Option(parser=duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
-    ] = timedelta(hours=24),
-    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
+    closed_within: ClosedWithin = timedelta(hours=24),
+    limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
     """Open incidents and recently closed ones, with what each waits for."""
@@ -220,10 +220,7 @@ def reject(key: Key, why: Why, token_file: TokenFile = None, as_json: Json = Fal
 def extend(
     key: Key,
     why: Why,
-    by: Annotated[
-        timedelta,
-        typer.Option(parser=duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
-    ],
+    by: By,
     lever: Annotated[
         str | None,
         typer.Option(parser=_lever, metavar="LEVER", help=f"One lever: {_LEVERS}. Default: all that are held."),

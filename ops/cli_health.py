@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.cli_shared import Json, fail, print_json, read_settings, with_service
+from ops.cli_shared import Json, configuration, fail, print_json, with_service
 
 if TYPE_CHECKING:
     from ops.service import OpsService
@@ -63,25 +63,17 @@ def alarms(
 
     The heartbeat's alarm goes to the on-call tool directly, past everything of ours.
     """
-    from activities.settings import ConfigurationError, load_policy
     from domain.alarm_definitions import alarm_definitions, put_metric_alarm, template
     from ops.service import ExitCode, OpsError
 
-    try:
-        settings = read_settings()
-        policy = load_policy(settings.policy_file, settings.clock)
-        if shape is AlarmFormat.CLOUDFORMATION:
-            print_json(template(policy))
-            return
-        topics = {"intake": alarm_topic, "on-call": page_topic or settings.page_topic_arn}
-        if missing := [
-            name
-            for name, topic in (("--alarm-topic", topics["intake"]), ("--page-topic", topics["on-call"]))
-            if not topic
-        ]:
-            raise OpsError(f"{' and '.join(missing)}: not given.", "Give the ARNs of the topics.", ExitCode.USAGE)
-        print_json([put_metric_alarm(item, topics[item.tells]) for item in alarm_definitions(policy)])
-    except ConfigurationError as error:
-        fail(OpsError(str(error), "Mend the policy file.", ExitCode.USAGE), as_json=False)
-    except OpsError as error:
-        fail(error, as_json=False)
+    settings, policy = configuration()
+    if shape is AlarmFormat.CLOUDFORMATION:
+        print_json(template(policy))
+        return
+    topics = {"intake": alarm_topic, "on-call": page_topic or settings.page_topic_arn}
+    if missing := [
+        name for name, topic in (("--alarm-topic", topics["intake"]), ("--page-topic", topics["on-call"])) if not topic
+    ]:
+        said = f"{' and '.join(missing)}: not given."
+        fail(OpsError(said, "Give the ARNs of the topics.", ExitCode.USAGE), as_json=False)
+    print_json([put_metric_alarm(item, topics[item.tells]) for item in alarm_definitions(policy)])

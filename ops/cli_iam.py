@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from domain.people import AwsRole
-from ops.cli_shared import EXIT_CODES, fail, print_json, read_settings
+from ops.cli_shared import EXIT_CODES, configuration, print_json
 
 iam = typer.Typer(no_args_is_help=True, help="The IAM policies that the processes need.", epilog=EXIT_CODES)
 
@@ -56,19 +56,11 @@ def policy(
     Generated from the calls that the process makes. The names of table, service, topic and queues are those of the
     RUNBOOKS_* variables, the models those of the policy file.
     """
-    from activities.settings import ConfigurationError, load_policy
     from domain.permissions import left_out, policy_document
-    from ops.service import ExitCode, OpsError
     from ops.views import console
     from workers.permissions import scope_of
 
-    try:
-        settings = read_settings()
-        numbers = load_policy(settings.policy_file, settings.clock)
-    except ConfigurationError as error:
-        fail(OpsError(str(error), "Mend the policy file.", ExitCode.USAGE), as_json=False)
-    except OpsError as error:
-        fail(error, as_json=False)
+    settings, numbers = configuration()
     if region is not None:
         settings = settings.model_copy(update={"aws_region": region})
     scope = scope_of(settings, numbers)

@@ -8,13 +8,15 @@ import typer
 
 from ops.cli_shared import (
     EXIT_CODES,
+    By,
+    ClosedWithin,
     ForOrDefault,
     Json,
+    Limit,
     Reason,
     TokenFile,
     Why,
     decide,
-    duration,
     print_json,
     with_service,
 )
@@ -71,11 +73,8 @@ def pin(
 
 @override.command("list")
 def list_overrides(
-    closed_within: Annotated[
-        timedelta,
-        typer.Option(parser=duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
-    ] = timedelta(hours=24),
-    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
+    closed_within: ClosedWithin = timedelta(hours=24),
+    limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
     """Open overrides, the first to end first, and recently closed ones."""
@@ -118,10 +117,7 @@ def show_override(override_id: OverrideId, as_json: Json = False) -> None:
 def extend_override(
     override_id: OverrideId,
     why: Why,
-    by: Annotated[
-        timedelta,
-        typer.Option(parser=duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
-    ],
+    by: By,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from domain.messages import UpdateResult
+    from domain.policy import Policy
     from ops.service import OpsError, OpsService
     from workers.settings import Settings
 
@@ -55,6 +56,15 @@ ForOrDefault = Annotated[
         help="How long, in business time: 45m, 2h, 1h30m. Default: the policy's; never endless.",
     ),
 ]
+By = Annotated[
+    timedelta,
+    typer.Option(parser=duration, metavar="DURATION", help="How much longer in business time: 45m, 2h, 1h30m."),
+]
+ClosedWithin = Annotated[
+    timedelta,
+    typer.Option(parser=duration, metavar="DURATION", show_default="24h", help="Also those closed so recently."),
+]
+Limit = Annotated[int, typer.Option(min=1, max=500, help="At most so many.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, in a few words; it stays in the record.")]
 TokenFile = Annotated[
     Path | None,
@@ -120,6 +130,20 @@ def read_settings() -> "Settings":
         first = error.errors()[0]
         name = f"RUNBOOKS_{'_'.join(map(str, first['loc']))}".upper()
         raise OpsError(f"{name}: {first['input']!r} is not allowed.", f"{first['msg']}.", ExitCode.USAGE) from None
+
+
+def configuration() -> "tuple[Settings, Policy]":
+    """The settings and the policy file; what is wrong with them is said, and ends the command."""
+    from activities.settings import ConfigurationError, load_policy
+    from ops.service import ExitCode, OpsError
+
+    try:
+        settings = read_settings()
+        return settings, load_policy(settings.policy_file, settings.clock)
+    except ConfigurationError as error:
+        fail(OpsError(str(error), "Mend the policy file.", ExitCode.USAGE), as_json=False)
+    except OpsError as error:
+        fail(error, as_json=False)
 
 
 def read_token(token_file: Path | None, settings: "Settings") -> str | None:
