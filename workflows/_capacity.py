@@ -126,12 +126,6 @@ class Capacity(OnRecord):
         """Of capacity; only after `run` has loaded it."""
         return self.now_snapshot.policy.capacity
 
-    @property
-    def now_snapshot(self) -> PolicySnapshot:
-        """The policy snapshot; only after `run` has loaded it."""
-        assert self.snapshot is not None
-        return self.snapshot
-
     # ------------------------------------------------------------ small acts
 
     def try_again(self) -> None:

@@ -12,7 +12,6 @@ from domain.messages import (
     KnobState,
     OverrideInput,
     PersonRequest,
-    PolicySnapshot,
     ReadKnobs,
     ReleaseLeases,
     TakeLeases,
@@ -49,8 +48,6 @@ class Override(OnRecord):
             asked_at=workflow.now(),
             approved_by=input.approved_by,
         )
-        self.snapshot: PolicySnapshot | None = None
-        """Loaded first thing in `run`."""
         self.release_asked: PersonRequest | None = None
         self.denied = False
         self.caught_up = False
@@ -60,12 +57,6 @@ class Override(OnRecord):
         self.redis_lost = input.resumed is not None
         """Redis lost writes, and the lease is to be put back; also on going on: a signal may have come in between."""
         self._shown: tuple[object, ...] = ()
-
-    @property
-    def now_snapshot(self) -> PolicySnapshot:
-        """The policy snapshot; only after `run` has loaded it."""
-        assert self.snapshot is not None
-        return self.snapshot
 
     @property
     def policy(self) -> OverridesPolicy:

@@ -12,7 +12,7 @@ from activities.pages import PageActivities
 from activities.settings import SettingsActivities
 from domain.errors import ErrorKind
 from domain.incident import Decision, TimelineEntry, cut
-from domain.messages import Authorise, Page, PersonRequest, UpdateResult
+from domain.messages import Authorise, Page, PersonRequest, PolicySnapshot, UpdateResult
 from domain.people import Role
 from workflows._step import failure, mutate, read
 
@@ -43,10 +43,18 @@ class OnRecord:
     def __init__(self, severity: str) -> None:
         self.background: list[asyncio.Task[None]] = []
         self.deciding = asyncio.Lock()
+        self.snapshot: PolicySnapshot | None = None
+        """Loaded first thing in `run`."""
         self._severity = severity
         self._pages = 0
         self._left_out = 0
         self._denials: Counter[str] = Counter()
+
+    @property
+    def now_snapshot(self) -> PolicySnapshot:
+        """The policy snapshot; only after `run` has loaded it."""
+        assert self.snapshot is not None
+        return self.snapshot
 
     def show(self) -> None:
         """The record as the UI's details and its search attributes."""

@@ -9,7 +9,7 @@ from activities.cloudwatch import CloudWatchActivities
 from domain import timetable
 from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, render_details
 from domain.load import LoadSnapshot, total_offered
-from domain.messages import PolicySnapshot, load_query
+from domain.messages import load_query
 from workflows._mitigation import lease_id
 from workflows._people import ON_CALL as ON_CALL
 from workflows._people import OnRecord
@@ -29,8 +29,6 @@ class Incident(OnRecord):
     def __init__(self, record: IncidentRecord) -> None:
         super().__init__(record.severity)
         self.record = record
-        self.snapshot: PolicySnapshot | None = None
-        """Loaded first thing in `run`."""
         self.approved_by: str | None = None
         """Who approved the revert that runs or is about to; None: nobody, or it is over."""
         self.release_asked: LeverName | None = None
@@ -46,12 +44,6 @@ class Incident(OnRecord):
         self.undo: list[str] = []
         """Every lease that may ever have been taken, known before it is taken."""
         self._shown: tuple[object, ...] = ()
-
-    @property
-    def now_snapshot(self) -> PolicySnapshot:
-        """The policy snapshot; only after `run` has loaded it."""
-        assert self.snapshot is not None
-        return self.snapshot
 
     @property
     def model(self) -> str:

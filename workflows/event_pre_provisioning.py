@@ -17,7 +17,7 @@ from activities.report import ReportActivities
 from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome
 from domain.incident import cut, utc
-from domain.messages import CAPACITY_CHANGED, RECORD, LoadQuery, PolicySnapshot, WithdrawDemand, load_query
+from domain.messages import CAPACITY_CHANGED, RECORD, LoadQuery, WithdrawDemand, load_query
 from domain.permissions import CheckPermissions
 from domain.policy import Policy
 from domain.pre_provisioning import (
@@ -75,7 +75,6 @@ class EventPreProvisioningWorkflow(OnRecord):
         super().__init__("SEV3")
         event = input.event
         self.record = EventRecord(event_id=event.event_id, run_id=workflow.info().run_id, event=event)
-        self._snapshot: PolicySnapshot | None = None
         self._entry = event
         """The row as told last."""
         self._removed = ""
@@ -93,8 +92,8 @@ class EventPreProvisioningWorkflow(OnRecord):
     async def run(self, input: EventInput) -> EventRecord:
         """Answers the record once the units are released, or nothing is wanted any more."""
         workflow.upsert_search_attributes([SERVICE.value_set("mangaassist")])
-        self._snapshot = await load_policy()
-        self.record.clock = self._snapshot.clock
+        self.snapshot = await load_policy()
+        self.record.clock = self.now_snapshot.clock
         while True:
             try:
                 await self._follow(self._entry)
@@ -136,7 +135,7 @@ class EventPreProvisioningWorkflow(OnRecord):
     async def _preflight(self, plan: EventPlan) -> EventPlan:
         """Check, post the dated demand, and check again until buying begins while something is wrong."""
         while workflow.now() < plan.times.buy_at:
-            self._snapshot = await load_policy()
+            self.snapshot = await load_policy()
             plan = await self._plan("Preflight: units, ceiling, quota, other events")
             findings = [*plan.findings, *await self._missing_permissions()]
             self._find(findings)
@@ -175,7 +174,7 @@ class EventPreProvisioningWorkflow(OnRecord):
     async def _trigger(self) -> EventPlan:
         """Post the demand, sized anew, and say so in the row."""
         record = self.record
-        self._snapshot = await load_policy()
+        self.snapshot = await load_policy()
         plan = await self._plan("Size it by the policy and the forecast as they are now")
         times, now = plan.times, workflow.now()
         record.triggered_at = record.triggered_at or now
@@ -302,14 +301,13 @@ class EventPreProvisioningWorkflow(OnRecord):
 
     async def _decide_end(self, planned_end: datetime, ends_at: datetime) -> datetime:
         """When the units go; a later end is asked for, and people are told of the first and of the last."""
-        assert self._snapshot is not None
         request = EndEvent(
             demands=[*self._demands.values()],
             others=await self._others(),
             watched=self.record.watched,
             planned_end=planned_end,
             ends_at=ends_at,
-            snapshot=self._snapshot,
+            snapshot=self.now_snapshot,
         )
         try:
             end = await decide(DecisionActivities.end_event, request, summary="May the units go at the end?")
@@ -380,8 +378,7 @@ class EventPreProvisioningWorkflow(OnRecord):
         self.note("phase", outcome)
 
     async def _report(self) -> None:
-        assert self._snapshot is not None
-        request = EventReportInput(record=self.record, snapshot=self._snapshot)
+        request = EventReportInput(record=self.record, snapshot=self.now_snapshot)
         try:
             written = await mutate(ReportActivities.write_event_report, request, summary="Write the report")
         except ActivityError as error:
@@ -398,18 +395,17 @@ class EventPreProvisioningWorkflow(OnRecord):
         Raises:
             _EntryMoved: the row changed meanwhile.
         """
-        assert self._snapshot is not None
         record = self.record
         while True:
             others = tuple(await self._others())
-            request = PlanEvent(event=record.event, snapshot=self._snapshot, now=workflow.now(), others=others)
+            request = PlanEvent(event=record.event, snapshot=self.now_snapshot, now=workflow.now(), others=others)
             try:
                 plan = await decide(DecisionActivities.plan_event, request, summary=summary)
             except ActivityError as error:
                 self._find([f"it cannot be planned: {failure(error)[1]}"])
                 again = workflow.now() + self._policy.calendar.sync_interval
                 await self._until(again, "Plan again")
-                self._snapshot = await load_policy()
+                self.snapshot = await load_policy()
             else:
                 break
         record.times, record.sizes, record.notes = plan.times, [*plan.sizes], [*plan.notes]
@@ -465,9 +461,8 @@ class EventPreProvisioningWorkflow(OnRecord):
     async def _mark(self) -> None:
         """Write into the row what was done, as the decision tree of throttling reads it."""
         record = self.record
-        assert self._snapshot is not None
         assert record.triggered_at is not None
-        clock, zone = self._snapshot.clock, record.event.starts_at.tzinfo
+        clock, zone = self.now_snapshot.clock, record.event.starts_at.tzinfo
         request = MarkEvent(
             event_id=record.event_id,
             starts_at=record.event.starts_at,
@@ -511,8 +506,7 @@ class EventPreProvisioningWorkflow(OnRecord):
 
     @property
     def _policy(self) -> Policy:
-        assert self._snapshot is not None
-        return self._snapshot.policy
+        return self.now_snapshot.policy
 
     def _has_moved(self) -> bool:
         return bool(self._removed) or self._entry.fingerprint != self.record.event.fingerprint
