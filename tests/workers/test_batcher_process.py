@@ -198,6 +198,7 @@ async def test_calls_follow_the_routes_and_a_provisioned_model_that_vanished_is_
     async with asyncio.timeout(20):
         while await status("on demand has room") != 200:
             pass
+    Routes(redis_client).withdraw("sonnet", 2)
 
 
 async def test_metrics_reach_cloudwatch(http: httpx.AsyncClient, aws: Account) -> None:
@@ -294,18 +295,20 @@ async def test_redis_may_come_later_and_go_again(aws: Account, tmp_path: Path) -
 async def test_who_leaves_frees_its_place_and_sigterm_answers_the_others(
     aws: Account, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    aws.control("POST", "converse", {"sonnet": {"median_ms": 700, "p99_ms": 701}})
+    aws.control("POST", "converse", {"sonnet": {"median_ms": 2000, "p99_ms": 2001}})
     nowhere = f"127.0.0.1:{free_port()}"
-    process = Process(tmp_path, aws.endpoint_url, valkey.url, nowhere, "batcher: {slots: 1}")
+    process = Process(tmp_path, aws.endpoint_url, valkey.url, nowhere, "batcher: {slots: 1, max_slot_wait: PT1M}")
     async with httpx.AsyncClient(base_url=process.url, timeout=30) as http:
         first = asyncio.create_task(ask(http, "first", "recommendation"))
         await until(http, lambda state: state["pending"] == 1)
         with pytest.raises(httpx.ReadTimeout):
-            await http.post("/v1/answer", json={"intent": "recommendation", "prompt": "left"}, timeout=0.2)
+            await http.post("/v1/answer", json={"intent": "recommendation", "prompt": "left"}, timeout=0.3)
+        aws.control("POST", "converse", {"sonnet": {"median_ms": 1000, "p99_ms": 1001}})
         assert (await first).status_code == 200
+        assert (await ask(http, "next", "recommendation")).status_code == 200
+        assert 'batcher_calls_total{model="sonnet"} 2.0' in (await http.get("/metrics")).text, "none for who has left"
         asked = [asyncio.create_task(ask(http, f"last {n}", "recommendation")) for n in range(3)]
         await until(http, lambda state: state["pending"] == 3)
-        assert 'batcher_calls_total{model="sonnet"} 2.0' in (await http.get("/metrics")).text, "not for who has left"
         process.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             while (await http.get("/readyz")).status_code == 200:  # noqa: ASYNC110
