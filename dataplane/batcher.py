@@ -427,7 +427,8 @@ class Batcher:
             item.settle(result)
         before = self._latency.get(lane.model, taken)
         self._latency[lane.model] = before + _SMOOTHING * (taken - before)
-        lane.controller.served(now, len(items), taken)
+        if (seconds := _call_seconds(results, taken)) is not None:
+            lane.controller.served(now, len(items), seconds)
         tokens = sum(result.input_tokens + result.output_tokens for result in results if isinstance(result, Answer))
         lane.controller.answered(now, now - items[0].arrived, tokens)
         self._meter.served(lane.model, lane.group, requests, results, taken)
@@ -485,6 +486,17 @@ class Batcher:
     def pending(self) -> int:
         """Requests that wait or are in flight; coalesced ones count once."""
         return self._pending
+
+
+def _call_seconds(results: Sequence[Answer | RequestRefused], taken: float) -> float | None:
+    """What the batch's own call took; None where that is not known: its answers came from other calls, or from none."""
+    for result in results:
+        if isinstance(result, Answer):
+            if result.seconds is None:
+                return taken
+            if result.batch_size == len(results):
+                return result.seconds
+    return None
 
 
 def _names(plans: dict[str, IntentPlan]) -> str:

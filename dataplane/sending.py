@@ -114,12 +114,12 @@ class Sending:
 
     async def _alone(self, request: Request, batch: Batch) -> Answer | RequestRefused:
         try:
-            target, reply = await self._call(
+            target, reply, seconds = await self._call(
                 [request], batch.model, "", request.prompt, request.max_tokens, batch.deadline
             )
         except RequestRefused as refused:
             return refused
-        return Answer(reply.text, target.model, reply.input_tokens, reply.output_tokens)
+        return Answer(reply.text, target.model, reply.input_tokens, reply.output_tokens, 1, seconds)
 
     async def _together(self, batch: Batch) -> Sequence[Answer | RequestRefused]:
         requests = batch.requests
@@ -127,7 +127,7 @@ class Sending:
         questions = {name: request.prompt for name, request in named.items()}
         one = pack(questions, sum(request.max_tokens for request in requests))
         try:
-            target, reply = await self._call(
+            target, reply, seconds = await self._call(
                 requests, batch.model, one.system, one.prompt, one.max_tokens, batch.deadline
             )
         except RequestRefused as refused:
@@ -147,6 +147,7 @@ class Sending:
                 round(reply.input_tokens * len(questions[name]) / asked),
                 round(reply.output_tokens * len(text) / letters),
                 len(requests),
+                seconds,
             )
             for name, text in answers.items()
         }
@@ -159,8 +160,8 @@ class Sending:
 
     async def _call(
         self, requests: Sequence[Request], model: str, system: str, prompt: str, max_tokens: int, deadline: float
-    ) -> tuple[Target, Reply]:
-        """The first target that answers.
+    ) -> tuple[Target, Reply, float]:
+        """The first target that answers, and how long that call took.
 
         Raises:
             RequestRefused: none did until the deadline, or the request is wrong.
@@ -174,7 +175,9 @@ class Sending:
                 if left <= 0:
                     break
                 try:
-                    return target, await self._backend.call(target, system, prompt, max_tokens, left)
+                    begun = now()
+                    reply = await self._backend.call(target, system, prompt, max_tokens, left)
+                    return target, reply, now() - begun
                 except Throttled as error:
                     told = error.retry_after_seconds
                     wait = told if wait is None else min(wait, told) if told is not None else wait

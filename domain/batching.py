@@ -81,6 +81,9 @@ class Answer:
     output_tokens: int
     batch_size: int = 1
     """Requests that shared the call."""
+    seconds: float | None = None
+    """That this call took, without those before it that were refused or failed, and the waits between; None: the sender
+    made no others."""
 
 
 @dataclass(frozen=True, slots=True)

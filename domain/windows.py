@@ -5,9 +5,8 @@ Pure: they are told what arrived and how long calls took, and are asked for a de
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Protocol
 
 
@@ -123,11 +122,14 @@ class TableWindow:
         return self._window
 
 
-_PATHS = 64
-"""Sample paths of arrivals on which a window is tried."""
-_CALLS_REMEMBERED = 512
+_CALLS_REMEMBERED = 2048
+_CALLS_OF_A_SIZE = 128
+"""So many of each size are remembered besides, for an hour: growth is not forgotten while one size is sent."""
+_SIZES_SECONDS = 3600.0
 _CALLS_NEEDED = 8
 """Before so many calls nothing is known of the backend, and nobody waits."""
+_SLOWED_CALLS = 12
+"""When the last so many took longer, or shorter, than the model by `_SHIFT` deviations, they alone are the model."""
 _RATE_ARRIVALS = 1000
 _RATE_SECONDS = 300.0
 """The rate is that of so many arrivals or so long, whichever is shorter."""
@@ -137,18 +139,30 @@ _SHIFT_LOOKS = 3, 12
 """... over so many looks."""
 _UNKNOWN = "nothing is known yet"
 """Then nobody waits, and a batch fills only while it waits for a slot."""
-_FINE_SECONDS = 0.01
+_STEP_SECONDS = 0.01
 """A window is sought this finely."""
 _WORTH_WAITING = 0.25
 """Fewer mates than so many are not waited for."""
-_DEAD_BAND = 0.15
-_DEAD_BAND_SECONDS = 0.03
+_AIMED = 0.92
+"""Of the share that may go over the SLO; what is left is for learning, and for arrivals that are no Poisson process."""
+_DEAD_BAND = 0.03
+"""A window that saves a smaller share of the calls is not changed to ..."""
+_TOLERATED = 1.1
+"""... unless the present one lets so many times the share that is allowed go over the SLO."""
+_BROKEN = 2.0
+"""With so many times the share it changes at once, and not only when asked again."""
 _THINK_LOOKS = 5
-"""It thinks at every so manieth look, and when the rate has shifted."""
+"""It thinks at every so manieth look, and when something has shifted, ..."""
+_CALLS_LEARNING = 100
+"""... and at each until it knows so many calls."""
 _AGREEING = 2
-"""Thoughts in a row that must ask for another window before it is one; what the SLO needs comes at once."""
+"""Thoughts in a row that must ask for another window before it is one."""
 _FLAT = 0.005
 """Growth per request, as a share of the call, that does not count."""
+_EVIDENT = 3.0
+"""Standard errors by which it must differ from nothing."""
+_UNSURE = 5.0
+"""So many calls' worth of doubt about the noise."""
 _STABLE = 0.9
 """Utilisation of the slots up to which a size counts as keeping up."""
 
@@ -157,28 +171,33 @@ class SloWindow:
     """Waits as long as the share of requests over the SLO allows, and not at all where waiting finds no mate.
 
     It knows the rate of arrivals and a model of the backend's latency alone, `(a * size + b) * noise` with lognormal
-    noise; a window and a size are tried on fixed sample paths of Poisson arrivals. The total, which contains the wait
+    noise, and reckons for Poisson arrivals what each window and size would bring. The total, which contains the wait
     that it sets, is never looked at.
     """
 
     def __init__(self, *, slo_seconds: float, over_share: float, fixed_seconds: float, size: int, most_seconds: float):
         """`over_share` of the requests may take longer than `slo_seconds`; `fixed_seconds` are spent elsewhere."""
         self._slack = slo_seconds - fixed_seconds
-        self._over_share = over_share
+        self._over_share = _AIMED * over_share
         self._size = size
+        self._steps = int(max(0.0, min(most_seconds, self._slack)) / _STEP_SECONDS)
         self._most = most_seconds
         self._calls: deque[tuple[int, float]] = deque(maxlen=_CALLS_REMEMBERED)
+        """Sizes, and logarithms of seconds."""
+        self._by_size: dict[int, deque[tuple[float, float]]] = {}
+        """Of each size: when, and the logarithm of the seconds."""
+        self._latency: _Latency | None = None
         self._counts: deque[tuple[float, int]] = deque()
         """Seconds and arrivals of each look that the rate is made of, the newest last."""
         self._looked_at: float | None = None
         self._window = Window(0, size, _UNKNOWN)
         self._asking = self._looks = 0
-        random = Random(1)
-        self._paths = [[random.expovariate(1) for _ in range(size - 1)] for _ in range(_PATHS)]
 
     def served(self, at: float, size: int, latency_seconds: float) -> None:
         """Remembered."""
-        self._calls.append((size, max(latency_seconds, 1e-6)))
+        log = math.log(max(latency_seconds, 1e-6))
+        self._calls.append((size, log))
+        self._by_size.setdefault(size, deque(maxlen=_CALLS_OF_A_SIZE)).append((at, log))
 
     def answered(self, at: float, total_seconds: float, tokens: int) -> None:
         """Not looked at."""
@@ -186,12 +205,17 @@ class SloWindow:
     def look(self, at: float, arrived: int, slots: int) -> Window:
         """The best window and size for the rate and the latency as they are known now."""
         rate = self._rate(at, arrived)
+        self._notice_shift()
         self._looks += 1
-        if len(self._calls) < _CALLS_NEEDED or rate is None or self._looks < _THINK_LOOKS:
+        learning = sum(map(len, self._by_size.values())) < _CALLS_LEARNING
+        if len(self._calls) < _CALLS_NEEDED or not rate or not (learning or self._looks >= _THINK_LOOKS):
             return self._window
         self._looks = 0
-        latency = _Latency(self._calls)
-        return self._settle(self._best(rate, latency, slots), rate, latency)
+        for calls in self._by_size.values():
+            while calls and calls[0][0] < at - _SIZES_SECONDS:
+                calls.popleft()
+        self._latency = self._fit()
+        return self._settle(rate, self._latency, slots)
 
     def _rate(self, at: float, arrived: int) -> float | None:
         if self._looked_at is None:
@@ -216,83 +240,124 @@ class SloWindow:
         seconds, count = _sums(self._counts)
         return count / seconds if seconds else None
 
-    def _best(self, rate: float, latency: "_Latency", slots: int) -> Window:
-        """Fewest calls for the share that may be over; the most throughput where the slots do not keep up."""
-        sizes = range(1, self._size + 1) if latency.grows else (self._size,)
-        if not any(rate * latency.mean(size) <= _STABLE * slots * size for size in sizes):
-            size = max(sizes, key=lambda size: size / latency.mean(size))
-            return Window(min(self._most, size / rate), size, f"{slots} slots do not keep up with {rate:.1f}/s")
+    def _notice_shift(self) -> None:
+        if self._latency is None or len(self._calls) < 2 * _SLOWED_CALLS:
+            return
+        newest = list(self._calls)[-_SLOWED_CALLS:]
+        if abs(self._latency.shift(newest)[1]) <= _SHIFT:
+            return
+        shift, deviations = self._fit().shift(newest)
+        if abs(deviations) > _SHIFT:  # and it is not that other sizes are sent now
+            self._calls.clear()
+            self._calls.extend(newest)
+            for size, calls in self._by_size.items():  # all sizes have shifted, as far as is known
+                self._by_size[size] = deque(((at, log + shift) for at, log in calls), _CALLS_OF_A_SIZE)
+            self._looks = _THINK_LOOKS
+
+    def _fit(self) -> "_Latency":
+        return _Latency(self._calls, {size: [log for _, log in calls] for size, calls in self._by_size.items()})
+
+    def _settle(self, rate: float, latency: "_Latency", slots: int) -> Window:
+        """The best window, or the present one where that is good enough."""
+        now = self._window
+        tried = range(1, self._size + 1) if latency.grows else (self._size,)
+        sizes = [size for size in tried if rate * latency.mean(size) <= _STABLE * slots * size]
+        if not sizes:
+            size = max(range(1, self._size + 1), key=lambda size: size / latency.mean(size))
+            best = Window(min(self._most, size / rate), size, f"{slots} slots do not keep up with {rate:.1f}/s")
+            keep = now.size == size and best.seconds * 0.5 <= now.seconds <= best.seconds * 2
+            return self._decide(best, keep, at_once=True)
         best, fewest = Window(0, sizes[0], "waiting would find no mate, or break the SLO"), 1.0
         for size in sizes:
-            if size > 1 and latency.over(self._slack, size) > self._over_share:
+            if latency.over(self._slack, size) > self._over_share:
                 break
-            short, long = 0.0, min(self._most, self._slack)
-            mean_size = 1.0
-            while long - short > _FINE_SECONDS:
-                middle = (short + long) / 2
-                tried, over = self._try(rate, middle, size, latency)
-                if over <= self._over_share:
-                    short, mean_size = middle, tried
-                else:
-                    long = middle
-            if rate * short >= _WORTH_WAITING and 1 / mean_size < fewest - 1e-3:
-                best, fewest = Window(short, size, f"{rate:.1f}/s: batches of {mean_size:.1f}"), 1 / mean_size
-        return best
-
-    def _try(self, rate: float, seconds: float, size: int, latency: "_Latency") -> tuple[float, float]:
-        """Mean size of a batch, and the share of requests over the SLO."""
-        requests = over = 0.0
-        slack = self._slack
-        for path in self._paths:
-            arrivals, at = [0.0], 0.0
-            for gap in path[: size - 1]:
-                at += gap / rate
-                if at > seconds:
+            for step, calls, over in self._outcomes(rate, size, latency, self._steps):
+                if over > self._over_share:
                     break
-                arrivals.append(at)
-            count = len(arrivals)
-            spare = slack - (arrivals[-1] if count == size else seconds)
-            requests += count
-            for arrived in arrivals:
-                over += latency.over(spare + arrived, count)
-        return requests / len(self._paths), over / requests
+                seconds = step * _STEP_SECONDS
+                if calls < fewest and rate * seconds >= _WORTH_WAITING:
+                    best, fewest = Window(seconds, size, f"{rate:.1f}/s: batches of {1 / calls:.1f}"), calls
+        calls, share = 1.0, latency.over(self._slack, now.size)
+        if now.seconds > 0:
+            _, calls, share = list(self._outcomes(rate, now.size, latency, max(1, round(now.seconds / _STEP_SECONDS))))[
+                -1
+            ]
+        waits_for_nobody = now.seconds > 0 and rate * now.seconds < _WORTH_WAITING
+        good = now.size in sizes and share <= _TOLERATED * self._over_share and fewest > (1 - _DEAD_BAND) * calls
+        hopeless = best.seconds == now.seconds == 0 and best.size == now.size
+        return self._decide(best, (good and not waits_for_nobody) or hopeless, share > _BROKEN * self._over_share)
 
-    def _settle(self, wanted: Window, rate: float, latency: "_Latency") -> Window:
-        """The wanted window once it is far enough from the present one and asked for often enough."""
-        now = self._window
-        if wanted.size == now.size and abs(wanted.seconds - now.seconds) <= max(
-            _DEAD_BAND_SECONDS, _DEAD_BAND * now.seconds
-        ):
-            self._asking = 0
-            return now
-        self._asking += 1
-        size = max(now.size, 1)
-        breaks = now.seconds > 0 and self._try(rate, now.seconds, size, latency)[1] > 2 * self._over_share
-        if breaks or self._asking >= _AGREEING or now.why is _UNKNOWN:
-            self._window, self._asking = wanted, 0
+    def _decide(self, best: Window, keep: bool, at_once: bool) -> Window:
+        known = self._window.why is not _UNKNOWN
+        self._asking = 0 if keep and known else self._asking + 1
+        if self._asking >= _AGREEING or (self._asking and (at_once or not known)):
+            self._window, self._asking = best, 0
         return self._window
+
+    def _outcomes(self, rate: float, size: int, latency: "_Latency", steps: int) -> Iterator[tuple[int, float, float]]:
+        """For each window of so many steps: calls for each request, and the share of requests over the SLO.
+
+        The first request of a batch waits for all of the window, or until the batch is full; the others come at any
+        moment of that time, and one that fills the batch does not wait.
+        """
+        if size == 1:
+            yield 0, 1.0, latency.over(self._slack, 1)
+            return
+        overs = [[latency.over(self._slack, count)] for count in range(1, size + 1)]
+        sums = [0.0] * size
+        """Of `overs` over the steps so far, by the trapezoid rule."""
+        full_before, full_over = 0.0, 0.0
+        grows = latency.grows
+        for step in range(1, steps + 1):
+            left = self._slack - step * _STEP_SECONDS
+            mates = rate * step * _STEP_SECONDS
+            chance, unfilled, requests, over = math.exp(-mates), 0.0, 0.0, 0.0
+            flat = latency.over(left, size)
+            for count in range(1, size + 1):
+                known = overs[count - 1]
+                known.append(latency.over(left, count) if grows else flat)
+                sums[count - 1] += (known[-2] + known[-1]) / 2
+                if count < size:
+                    requests += chance * count
+                    over += chance * (known[-1] + (count - 1) * sums[count - 1] / step)
+                    unfilled += chance
+                    chance *= mates / count
+            filled = 1 - unfilled
+            known = overs[-1]
+            full_over += (filled - full_before) * (known[-1] + (size - 2) * sums[-1] / step + known[0])
+            full_before = filled
+            requests += filled * size
+            yield step, 1 / requests, (over + full_over) / requests
 
 
 class _Latency:
-    """`(a * size + b) * noise`, fitted to calls."""
+    """`(a * size + b) * noise`: growth by what is known of each size, level and noise by the newest calls."""
 
-    def __init__(self, calls: Sequence[tuple[int, float]]) -> None:
-        count = len(calls)
-        mean_size = sum(size for size, _ in calls) / count
-        mean = sum(seconds for _, seconds in calls) / count
-        spread = sum((size - mean_size) ** 2 for size, _ in calls)
-        # One call's worth of evidence for a flat line, so that few sizes give no wild slope.
-        slope = sum((size - mean_size) * (seconds - mean) for size, seconds in calls) / (spread + 1)
-        self._slope = max(0.0, slope)
+    def __init__(self, calls: Sequence[tuple[int, float]], by_size: Mapping[int, Sequence[float]]) -> None:
+        """Both with the logarithms of seconds."""
+        known = [(size, math.exp(log)) for size, logs in by_size.items() for log in logs] or [(1, 1.0)]
+        count = len(known)
+        mean_size = sum(size for size, _ in known) / count
+        mean = sum(seconds for _, seconds in known) / count
+        spread = sum((size - mean_size) ** 2 for size, _ in known) or 1.0
+        slope = sum((size - mean_size) * (seconds - mean) for size, seconds in known) / spread
+        varies = sum((seconds - mean - slope * (size - mean_size)) ** 2 for size, seconds in known) / max(1, count - 2)
+        doubt = math.sqrt(varies / spread)
+        # The least that it may well be: a size that was given up wrongly is tried again, and then more is known of it.
+        self._slope = slope - doubt if slope > max(_FLAT * mean, _EVIDENT * doubt) else 0.0
         self._base = max(mean - self._slope * mean_size, 0.05 * mean)
-        logs = [math.log(seconds / self.mean(size)) for size, seconds in calls]
-        self._centre = sum(logs) / count
-        variance = sum((log - self._centre) ** 2 for log in logs) / max(1, count - 1)
-        self._scale = math.sqrt(2 * max(variance, 4e-4))
+        self._centre = 0.0
+        level = {size: math.log(self.mean(size)) for size in {size for size, _ in calls}}
+        logs = [log - level[size] for size, log in calls]
+        self._count = len(logs)
+        self._centre = sum(logs) / self._count
+        variance = sum((log - self._centre) ** 2 for log in logs) / max(1, self._count - 1)
+        # A few calls may have shown less noise than there is: as much more as Student's distribution has in its tail.
+        self._scale = math.sqrt(2 * max(variance, 4e-4) * (1 + _UNSURE / self._count))
 
     def mean(self, size: int) -> float:
-        """Seconds that a call of `size` takes."""
-        return self._slope * size + self._base
+        """Seconds that a call of `size` usually takes."""
+        return (self._slope * size + self._base) * math.exp(self._centre)
 
     def over(self, seconds: float, size: int) -> float:
         """How likely a call of `size` takes longer than `seconds`."""
@@ -300,10 +365,15 @@ class _Latency:
             return 1.0
         return 0.5 * math.erfc((math.log(seconds / (self._slope * size + self._base)) - self._centre) / self._scale)
 
+    def shift(self, calls: Sequence[tuple[int, float]]) -> tuple[float, float]:
+        """The logarithm of how many times as slow these calls are as the model, and its standard deviations."""
+        shift = sum(log - math.log(self.mean(size)) for size, log in calls) / len(calls)
+        return shift, shift * math.sqrt(2 / (1 / len(calls) + 1 / self._count)) / self._scale
+
     @property
     def grows(self) -> bool:
         """Whether a call takes longer the more requests it has."""
-        return self._slope > _FLAT * self._base
+        return self._slope > 0
 
 
 def _sums(counts: Sequence[tuple[float, int]] | deque[tuple[float, int]]) -> tuple[float, int]:

@@ -22,6 +22,7 @@ PLANS = {
 }
 LIMITS = Limits(slots=4, max_pending=1000, max_wait_seconds=5, burst_seconds=1)
 WINDOW, SIZE, CALL = 0.1, 4, 1.0
+REQUESTS_OF_A_SOAK = 300
 
 
 class Fake:
@@ -239,10 +240,12 @@ async def test_draining_answers_what_was_accepted_and_takes_nothing_new() -> Non
 
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_happens_everyone_hears_once_and_in_time(seed: int) -> None:
-    run_virtually(_soak(Random(seed)))
+    run_virtually(soak(Random(seed)))
 
 
-async def _soak(random: Random) -> None:
+async def soak(random: Random) -> None:
+    """One schedule of arrivals, callers who go away, failures and perhaps a drain."""
+
     def seconds(batch: Batch) -> float:
         kind = random.random()
         if kind < 0.05:
@@ -271,14 +274,14 @@ async def _soak(random: Random) -> None:
             outcomes["answered"] += 1
         assert now() <= ask.deadline + 1e-9
 
-    names = [f"n{random.randrange(200)}" for _ in range(300)]
+    names = [f"n{random.randrange(200)}" for _ in range(REQUESTS_OF_A_SOAK)]
     everybody = asyncio.gather(*map(one, names))
     if random.random() < 0.5:
         await asyncio.sleep(random.uniform(5, 20))
         await core.drain(random.uniform(0, 3))
     await everybody
     await core.drain(10)
-    assert outcomes.total() == 300
+    assert outcomes.total() == REQUESTS_OF_A_SOAK
     assert core.pending == 0
 
 

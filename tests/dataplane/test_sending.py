@@ -149,3 +149,16 @@ def test_a_route_that_is_gone_is_left_alone_and_failures_end() -> None:
     [refused] = failing.send("x")
     assert isinstance(refused, RequestRefused)
     assert (refused.refusal, refused.why) == (Refusal.FAILED, "sonnet: 500")
+
+
+def test_an_answer_says_how_long_its_own_call_took_without_the_refused_ones_before() -> None:
+    refused = iter([True, True, False])
+
+    def act(target: Target, system: str, prompt: str) -> str:
+        if next(refused):
+            raise Throttled(1.0)
+        return f"about {prompt}"
+
+    [answer] = World(act).send("a")
+    assert isinstance(answer, Answer)
+    assert answer.seconds == pytest.approx(0.1)
