@@ -96,10 +96,9 @@ def test_growth_is_remembered_while_one_size_is_sent_and_a_slow_backend_is_no_gr
     steady(controller, 12, 300)
     for at in range(300, 330):
         for _ in range(3):
-            controller.served(at, 8, 1.1 * latency(random, 8))
+            controller.served(at, 8, 1.3 * latency(random, 8))
         window = controller.look(at, 12, SLOTS)
-    assert 0 < window.seconds < 0.4, "shorter"
-    assert window.size == SIZE, "and not smaller"
+    assert (window.seconds, window.size) == (0, SIZE), "nothing to wait with, and no reason for small batches"
 
 
 def test_the_table_is_as_written_and_latches_unless_its_limit_is_out_of_reach() -> None:
