@@ -4,6 +4,7 @@ A handler is declared with the name from here (`@workflow.update(name=APPROVE_RE
 name, so that neither imports the other.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -698,6 +699,36 @@ class PurchaseState(Message):
     """Paid for so far, in business hours."""
     usd: float | None
     """None: the policy has no price."""
+
+
+def still_paid(
+    purchases: Iterable[Purchase],
+    fleet: Iterable[ProvisionedModel],
+    at: datetime,
+    clock: RehearsalClock,
+    usd_per_unit_hour: float | None,
+) -> list[PurchaseState]:
+    """The purchases that had not ended when last looked at, with what they cost until `at`."""
+    status = {model.arn: model.status for model in fleet}
+    found = []
+    for purchase in purchases:
+        if purchase.ended_at is not None:
+            continue
+        hours = purchase.unit_hours(at, clock)
+        found.append(
+            PurchaseState(
+                name=purchase.name,
+                arn=purchase.arn,
+                units=purchase.units,
+                status=status.get(purchase.arn, "Creating"),
+                asked_by=purchase.asked_by,
+                until=purchase.until,
+                bought_at=purchase.bought_at,
+                unit_hours=hours,
+                usd=None if usd_per_unit_hour is None else hours * usd_per_unit_hour,
+            )
+        )
+    return found
 
 
 class Trouble(Message):

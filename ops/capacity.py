@@ -3,7 +3,6 @@
 import asyncio
 import re
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel
@@ -33,6 +32,7 @@ from domain.messages import (
     UpdateResult,
     WithdrawDemand,
     capacity_id,
+    still_paid,
 )
 from domain.people import Role
 from domain.planner import plan
@@ -370,7 +370,9 @@ class Capacities(Asking):
     def _capacity(self, state: CapacityState, policy: Policy) -> Capacity:
         now, clock = datetime.now(UTC), self._settings.clock
         price = policy.models[state.model].usd_per_unit_hour if state.model in policy.models else None
-        bought = sorted(_bought(state, now, clock, price), key=lambda item: (item.until or now, item.name))
+        # As of now: what a workflow answers is as old as its last step.
+        paid = still_paid(state.purchases, state.fleet, now, clock, price)
+        bought = sorted(paid, key=lambda item: (item.until or now, item.name))
         hours, lately = sum(item.unit_hours for item in bought), unit_hours(state.purchases, now, clock)
         return Capacity(
             model=state.model,
@@ -435,30 +437,6 @@ class Capacities(Asking):
             unit_hours=hours,
             paused=state.paused,
         )
-
-
-def _bought(state: CapacityState, now: datetime, clock: RehearsalClock, price: float | None) -> Sequence[PurchaseState]:
-    """As of now: what a workflow answers is as old as its last step."""
-    status = {model.arn: model.status for model in state.fleet}
-    found = []
-    for purchase in state.purchases:
-        if purchase.ended_at is not None:
-            continue
-        hours = purchase.unit_hours(now, clock)
-        found.append(
-            PurchaseState(
-                name=purchase.name,
-                arn=purchase.arn,
-                units=purchase.units,
-                status=status.get(purchase.arn, "Creating"),
-                asked_by=purchase.asked_by,
-                until=purchase.until,
-                bought_at=purchase.bought_at,
-                unit_hours=hours,
-                usd=None if price is None else hours * price,
-            )
-        )
-    return found
 
 
 def _load(policy: Policy, model: str, clock: RehearsalClock, since: datetime, until: datetime) -> list[LoadAt]:

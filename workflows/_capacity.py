@@ -19,6 +19,7 @@ from domain.messages import (
     PolicySnapshot,
     PurchaseState,
     Trouble,
+    still_paid,
 )
 from domain.policy import CapacityPolicy
 from domain.purchases import Purchase
@@ -250,26 +251,7 @@ class Capacity(OnRecord):
 
     def _bought(self, snapshot: PolicySnapshot, at: datetime) -> list[PurchaseState]:
         price = snapshot.policy.models[self.model].usd_per_unit_hour
-        found = []
-        for purchase in self.purchases.values():
-            if purchase.ended_at is not None:
-                continue
-            hours = purchase.unit_hours(at, snapshot.clock)
-            model = self.fleet.get(purchase.arn)
-            found.append(
-                PurchaseState(
-                    name=purchase.name,
-                    arn=purchase.arn,
-                    units=purchase.units,
-                    status=model.status if model else "Creating",
-                    asked_by=purchase.asked_by,
-                    until=purchase.until,
-                    bought_at=purchase.bought_at,
-                    unit_hours=hours,
-                    usd=None if price is None else hours * price,
-                )
-            )
-        return found
+        return still_paid(self.purchases.values(), self.fleet.values(), at, snapshot.clock, price)
 
     def kinds(self) -> frozenset[str]:
         """What keeps units away, as kinds."""
