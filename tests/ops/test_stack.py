@@ -91,7 +91,7 @@ async def test_taken_ports_are_replaced_and_named(tmp_path: Path, monkeypatch: p
     said: list[str] = []
     with contextlib.ExitStack() as held:
         taken = {}
-        for what in ("Temporal", "Temporal UI", "Redis", "AWS simulator", "ops API"):
+        for what in stack._USUAL_PORTS:
             holder = held.enter_context(socket.socket())
             holder.bind(("127.0.0.1", 0))
             holder.listen()
