@@ -113,7 +113,7 @@ def test_by_default_slo_decides_and_only_what_is_packed_waits() -> None:
             asked.append(asyncio.create_task(service.ask(intent, f"q{n}")))
             await asyncio.sleep(1 / 36)
         window = service.meter.windows["sonnet", "public"]
-        assert 0.3 < window.seconds < 1
+        assert 0.3 < window.seconds <= 1
         assert window.why.startswith("12")
         waits = service.meter.totals().waits_ms
         assert set(waits["haiku"]) == {0}, "search is not packed"
