@@ -143,11 +143,9 @@ _STEP_SECONDS = 0.01
 """A window is sought this finely."""
 _WORTH_WAITING = 0.25
 """Fewer mates than so many are not waited for."""
-_AIMED = 0.92
-"""Of the share that may go over the SLO; what is left is for learning, and for arrivals that are no Poisson process."""
 _DEAD_BAND = 0.03
 """A window that saves a smaller share of the calls is not changed to ..."""
-_TOLERATED = 1.1
+_TOLERATED = 1.25
 """... unless the present one lets so many times the share that is allowed go over the SLO."""
 _BROKEN = 2.0
 """With so many times the share it changes at once, and not only when asked again."""
@@ -178,7 +176,7 @@ class SloWindow:
     def __init__(self, *, slo_seconds: float, over_share: float, fixed_seconds: float, size: int, most_seconds: float):
         """`over_share` of the requests may take longer than `slo_seconds`; `fixed_seconds` are spent elsewhere."""
         self._slack = slo_seconds - fixed_seconds
-        self._over_share = _AIMED * over_share
+        self._over_share = over_share
         self._size = size
         self._steps = int(max(0.0, min(most_seconds, self._slack)) / _STEP_SECONDS)
         self._most = most_seconds
