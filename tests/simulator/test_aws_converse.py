@@ -108,7 +108,7 @@ def test_latency_is_lognormal_and_grows_with_the_questions(account: Account) -> 
         alone = list(threads.map(lambda _: took("", "x"), range(20)))
         together = list(threads.map(lambda _: took(packed.system, packed.prompt), range(8)))
     assert statistics.median(alone) >= 0.03
-    assert statistics.median(together) > 4 * statistics.median(alone)
+    assert statistics.median(together) > 2 * statistics.median(alone)
 
 
 def test_each_target_throttles_above_its_own_tokens_a_second(account: Account, aws_simulator: AwsSimulator) -> None:
@@ -120,7 +120,7 @@ def test_each_target_throttles_above_its_own_tokens_a_second(account: Account, a
     calls = [lambda: converse(account, "x", to=arn)] * 20
     with ThreadPoolExecutor(10) as threads:
         served = [future.exception() is None for future in [threads.submit(call) for call in calls]]
-    assert served[:2] == [True, True], "a unit carries 1,000 tokens/s"
+    assert served.count(True) >= 2, "a unit carries 1,000 tokens/s, whoever comes first"
     assert not all(served)
     converse(account, "on demand has its own")
     assert refusal(account, prompt="x") == ("ThrottlingException", 429)
