@@ -95,10 +95,14 @@ class Meter(Protocol):
 class _Item:
     """A place in a lane, and everybody who waits for its answer."""
 
-    __slots__ = ("arrived", "request", "waiters")
+    __slots__ = ("arrived", "key", "request", "waiters")
 
-    def __init__(self, request: Request, arrived: float, waiter: asyncio.Future[Answer]) -> None:
+    def __init__(
+        self, request: Request, key: tuple[str, str, int, str] | None, arrived: float, waiter: asyncio.Future[Answer]
+    ) -> None:
         self.request = request
+        self.key = key
+        """Of the requests that may join it; None: none may."""
         self.arrived = arrived
         self.waiters = [(request.deadline, waiter)]
 
@@ -261,16 +265,17 @@ class Batcher:
             raise self._refusal(request, Refusal.DEADLINE, f"deadline: it passed {now - request.deadline:.3f} s ago")
         shares = plan.strategy is not Strategy.PASS or self._knobs.request_coalescing
         future: asyncio.Future[Answer] = self._loop.create_future()
-        if shares and (item := self._flights.get(request.key)) is not None and item.wanted:
+        key = request.key if shares else None
+        if key is not None and (item := self._flights.get(key)) is not None and item.wanted:
             item.waiters.append((request.deadline, future))
             self._watch(request.deadline)
             self._meter.coalesced(request.intent)
             return future
         lane = self._lane(self._knobs.model_for(request.intent), plan, now)
         self._admit(lane, request, now)
-        item = _Item(request, now, future)
-        if shares:
-            self._flights[request.key] = item
+        item = _Item(request, key, now, future)
+        if key is not None:
+            self._flights[key] = item
         lane.put(item)
         lane.arrived += 1
         self._pending += 1
@@ -422,8 +427,8 @@ class Batcher:
         now = self._loop.time()
         taken = now - sent_at
         for item, result in zip(items, results, strict=True):
-            if self._flights.get(item.request.key) is item:
-                del self._flights[item.request.key]
+            if item.key is not None and self._flights.get(item.key) is item:
+                del self._flights[item.key]
             item.settle(result)
         before = self._latency.get(lane.model, taken)
         self._latency[lane.model] = before + _SMOOTHING * (taken - before)
