@@ -13,6 +13,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+HOUR = timedelta(hours=1)
+
 
 class Scaled:
     """Marks a policy duration as belonging to the business: a rehearsal divides it by its speed."""

@@ -8,7 +8,8 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 from domain.capacity import Situation
-from domain.fleet import HOUR, Spell
+from domain.clock import HOUR
+from domain.fleet import Spell
 from domain.policy import CapacityPolicy, ModelPolicy, Policy
 from domain.purchases import Consent
 

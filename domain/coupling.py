@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field
 
 from domain import timetable
 from domain.capacity import Demand, DemandKind
+from domain.clock import HOUR
 from domain.health import HEALTH_SCHEDULE
 from domain.incident import span, utc
 from domain.knob_spec import Number
@@ -29,7 +30,6 @@ CAPACITY_COUPLING = "capacity-coupling"
 SAME_RATE = 0.1
 """A rate that strays less from the leased one renews it; a lease's value never changes."""
 INCIDENT_IDS = incident_id("")
-HOUR = timedelta(hours=1)
 
 Rule = Literal["tasks rose", "over the utilisation"]
 

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 
 from domain.wishes import Wishes
 
-HOUR = timedelta(hours=1)
 ROUNDS = 1000
 """More changes than any horizon has: a bound for the case that something is wrong."""
 

@@ -3,9 +3,8 @@
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from domain.clock import HOUR
 from domain.policy import ForecastPolicy
-
-HOUR = timedelta(hours=1)
 
 
 class NoForecast(ValueError):

@@ -12,8 +12,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from domain.calendar import CalendarEvent, check_planned
 from domain.capacity import Demand, DemandKind, DemandOutcome
-from domain.clock import RehearsalClock, compress
-from domain.forecast import HOUR, peak
+from domain.clock import HOUR, RehearsalClock, compress
+from domain.forecast import peak
 from domain.incident import Decision, TimelineEntry, span, utc
 from domain.load import remaining_tokens_per_second, units_for
 from domain.messages import LoadQuery, Message, PolicySnapshot

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from domain.clock import RehearsalClock
-
-HOUR = timedelta(hours=1)
+from domain.clock import HOUR, RehearsalClock
 
 
 class Purchase(BaseModel):

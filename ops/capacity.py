@@ -10,8 +10,8 @@ from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from domain.capacity import CapacityPlan, Demand, DemandKind, DemandOutcome, Situation
-from domain.clock import RehearsalClock
-from domain.forecast import HOUR, NoForecast, expected
+from domain.clock import HOUR, RehearsalClock
+from domain.forecast import NoForecast, expected
 from domain.incident import Decision, TimelineEntry
 from domain.messages import (
     APPROVE_CAPACITY,

@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from domain.capacity import StepKind
-from domain.clock import RehearsalClock
+from domain.clock import HOUR, RehearsalClock
 from domain.incident import span
-from domain.purchases import HOUR
 from ops.capacity import Capacity, LoadAt, Outlook
 from ops.views import Times, cleaned, make_table
 

@@ -1,18 +1,17 @@
 """Asks approvers for what automation may not decide: money over a cap, and rungs that need consent."""
 
 import math
-from datetime import timedelta
 
 from temporalio import workflow
 
 from domain.capacity import CapacityPlan, Demand
+from domain.clock import HOUR
 from domain.incident import utc
 from domain.messages import ApproveCapacity, AwaitedApproval
 from domain.purchases import Consent
 from workflows._capacity import Capacity
 
 APPROVERS = "approvers"
-HOUR = timedelta(hours=1)
 MUCH_DEARER = 1.5
 """Technical: so much more than people were told is said again; an approval is for the amount of its moment."""
 
