@@ -189,6 +189,7 @@ class World:
 
         Answers the names of what was made; `env` is what our processes must be told.
         """
+        self._routes.read_all()  # in an hour without units nothing else would ask whether Redis is there
         self._seed_calendar()
         self._seed_service()
         self._seed_capacity()

@@ -317,10 +317,11 @@ def test_it_is_not_ready_before_redis_answers() -> None:
                 return None
 
         assert eventually(answer, lambda status: status is not None, seconds=30) == 503
+        assert process.stderr is not None
+        assert any(b"Redis does not answer, trying again" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=10)
+        process.communicate(timeout=10)
         assert process.returncode == 0
-        assert b"Redis does not answer, trying again" in errors
     finally:
         process.kill()
         process.wait()
