@@ -53,6 +53,25 @@ class EvidenceKey(StrEnum):
     PROVISIONING_ERROR_TEXT = "provisioning_error_text"
     CALLS_PER_SECOND_PER_TASK = "calls_per_second_per_task"
     """Calls to Bedrock that one ECS task makes."""
+    # The batcher and its window (scenario 3); of the incident's model
+    INVOCATION_MS = "invocation_ms"
+    """P99 of Bedrock's own latency."""
+    QUEUE_WAIT_MS = "queue_wait_ms"
+    """P99 of the wait in the batcher."""
+    WINDOW_MS = "window_ms"
+    """The longest wait for mates now, as the batcher publishes it."""
+    WINDOW_BEFORE_MS = "window_before_ms"
+    """The same before it last grew; the present one where it did not."""
+    WINDOW_CHANGED_AT = "window_changed_at"
+    """When it last grew; empty: not within the lookback."""
+    WINDOW_HELD_BY = "window_held_by"
+    """Who holds a lease on it, since when and why, each in words; none: it is configured."""
+    # Other systems on an answer's way (scenario 3)
+    REDIS_READ_US = "redis_read_us"
+    REDIS_CONNECTIONS = "redis_connections"
+    OPENSEARCH_MS = "opensearch_ms"
+    DYNAMODB_MS = "dynamodb_ms"
+    INTEGRATION_MS = "integration_ms"
     # Recent changes
     RECENT_CHANGES = "recent_changes"
 

@@ -41,6 +41,7 @@ class LeverName(StrEnum):
     MODEL_ROUTING = "model_routing"
     REQUEST_COALESCING = "request_coalescing"
     CACHE_TTL = "cache_ttl_seconds"
+    BATCH_WINDOW = "batch_window_ms"
     CAPACITY = "capacity"
 
 

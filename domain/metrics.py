@@ -1,7 +1,8 @@
 """The one vocabulary of metrics: what the data plane publishes, alarms watch, evidence reads and plots show.
 
-Names are the runbooks' own. Sources: the detection tables of scenarios 1 to 5; AWS's pages on Bedrock and ECS
-Container Insights metrics. `RunningTaskCount` is a Container Insights metric, not one of `AWS/ECS`.
+Names are the runbooks' own. Sources: the detection tables of scenarios 1 to 5; AWS's pages on Bedrock, ECS Container
+Insights, ElastiCache, OpenSearch Service, DynamoDB and WebSocket API metrics. `RunningTaskCount` is a Container
+Insights metric, not one of `AWS/ECS`.
 """
 
 from enum import StrEnum
@@ -11,6 +12,10 @@ from pydantic import BaseModel, ConfigDict
 MANGA_ASSIST = "MangaAssist"
 BEDROCK = "AWS/Bedrock"
 CONTAINER_INSIGHTS = "ECS/ContainerInsights"
+ELASTICACHE = "AWS/ElastiCache"
+OPENSEARCH = "AWS/ES"
+DYNAMODB = "AWS/DynamoDB"
+API_GATEWAY = "AWS/ApiGateway"
 
 
 class MetricName(StrEnum):
@@ -41,6 +46,12 @@ class MetricName(StrEnum):
     COALESCED_REQUESTS = "CoalescedRequests"
     SHED_REQUESTS = "ShedRequests"
     PACKING_SUSPENDED = "PackingSuspended"
+    STAGE_LATENCY = "StageLatency"
+    REDIS_READ_LATENCY = "SuccessfulReadRequestLatency"
+    REDIS_CONNECTIONS = "CurrConnections"
+    OPENSEARCH_LATENCY = "SearchLatency"
+    DYNAMODB_LATENCY = "SuccessfulRequestLatency"
+    INTEGRATION_LATENCY = "IntegrationLatency"
 
 
 class Metric(BaseModel):
@@ -182,6 +193,57 @@ _ALL = (
         "Maximum",
         "1 while an intent is not packed because too many packed answers were lost",
         "Intent",
+    ),
+    _manga(
+        MetricName.STAGE_LATENCY,
+        "Milliseconds",
+        "p99",
+        "a stage of an answer's way; the stages are `latency.stages` of the policy",
+        "Stage",
+    ),
+    # AWS: "Metrics for Valkey and Redis OSS" (ElastiCache); per node.
+    Metric(
+        namespace=ELASTICACHE,
+        name=MetricName.REDIS_READ_LATENCY,
+        unit="Microseconds",
+        dimensions=("CacheClusterId",),
+        statistic="p99",
+        meaning="reads that Redis answered",
+    ),
+    Metric(
+        namespace=ELASTICACHE,
+        name=MetricName.REDIS_CONNECTIONS,
+        unit="Count",
+        dimensions=("CacheClusterId",),
+        statistic="Maximum",
+        meaning="client connections to Redis; a node takes 65,000",
+    ),
+    # AWS: "Monitoring OpenSearch cluster metrics with Amazon CloudWatch".
+    Metric(
+        namespace=OPENSEARCH,
+        name=MetricName.OPENSEARCH_LATENCY,
+        unit="Milliseconds",
+        dimensions=("DomainName", "ClientId"),
+        statistic="Average",
+        meaning="a shard's search",
+    ),
+    # AWS: "DynamoDB metrics and dimensions". Within DynamoDB, the network left out; it has no percentiles.
+    Metric(
+        namespace=DYNAMODB,
+        name=MetricName.DYNAMODB_LATENCY,
+        unit="Milliseconds",
+        dimensions=("TableName", "Operation"),
+        statistic="Average",
+        meaning="requests that DynamoDB answered",
+    ),
+    # AWS: "Monitor WebSocket API execution with CloudWatch metrics".
+    Metric(
+        namespace=API_GATEWAY,
+        name=MetricName.INTEGRATION_LATENCY,
+        unit="Milliseconds",
+        dimensions=("ApiId", "Stage"),
+        statistic="Average",
+        meaning="from API Gateway's request to the integration to its response",
     ),
 )
 

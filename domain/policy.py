@@ -31,6 +31,7 @@ from domain.knobs import (
     check_configured,
     declared_baselines,
 )
+from domain.metrics import CATALOGUE, MetricName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 HEARTBEAT_ALARM = "RunbooksHeartbeatMissing"
@@ -376,24 +377,72 @@ class LeasePolicy(Section):
 class LatencyStage(Section):
     """A part of every answer's way."""
 
-    name: str
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")
+    """Also the dimension `Stage` of its metric."""
     p99_ms: float = Field(ge=0)
+    """Its budget."""
+
+
+class Signal(Section):
+    """A metric that tells whether a system on an answer's way is slow."""
+
+    metric: MetricName
+    dimensions: tuple[str, ...]
+    """Values, in the order of the metric's dimensions: which resource it is."""
+    high: float = Field(gt=0)
+    """Over this the system is slow; in the metric's unit."""
+
+    def check(self) -> None:
+        """See `Section`."""
+        names = CATALOGUE[self.metric].dimensions
+        if len(names) != len(self.dimensions):
+            raise ValueError(f"dimensions: {list(self.dimensions)}; {self.metric} has {list(names)}")
+
+
+class SystemsPolicy(Section):
+    """The systems that scenario 3 looks at. The runbook names no figures for them: `high` is ours."""
+
+    redis: Signal = Signal(metric=MetricName.REDIS_READ_LATENCY, dimensions=("mangaassist-cache-001",), high=5_000)
+    redis_connections: Signal = Signal(
+        metric=MetricName.REDIS_CONNECTIONS, dimensions=("mangaassist-cache-001",), high=50_000
+    )
+    opensearch: Signal = Signal(
+        metric=MetricName.OPENSEARCH_LATENCY, dimensions=("mangaassist-catalogue", "123456789012"), high=200
+    )
+    dynamodb: Signal = Signal(
+        metric=MetricName.DYNAMODB_LATENCY, dimensions=("mangaassist-sessions", "GetItem"), high=25
+    )
+    api_gateway: Signal = Signal(metric=MetricName.INTEGRATION_LATENCY, dimensions=("mangaassist", "prod"), high=100)
 
 
 class LatencyPolicy(Section):
-    """The latency budget, and what a change is checked against before it is made (S3)."""
+    """The latency budget, what a change is checked against before it is made, and the latency incident (S3)."""
 
     max_p99_ms: float = Field(default=3000, gt=0)
-    """Total P99 stays under it; a change that goes over needs an approval."""
+    """Total P99 stays under it; a change that goes over needs an approval. A latency incident recovers under it."""
+    alarm_p99_ms: float = Field(default=4000, gt=0)
+    """The alarm on RequestLatencyP99, ..."""
+    alarm_periods: int = Field(default=3, ge=1)
+    """... held for so many metric periods."""
+    revert_window_ms: int = Field(default=150, ge=0)
+    """The batch window that is known to be good; a latency incident goes back to it."""
+    verify_within: ScaledDuration = timedelta(minutes=3)
+    """P99 is back in its budget so long after that, or people hear (S3: 2 to 3 min)."""
     stages: tuple[LatencyStage, ...] = (
-        LatencyStage(name="WebSocket + API Gateway", p99_ms=50),
-        LatencyStage(name="Intent classification", p99_ms=30),
-        LatencyStage(name="OpenSearch retrieval", p99_ms=200),
-        LatencyStage(name="Response formatting + delivery", p99_ms=80),
+        LatencyStage(name="gateway", p99_ms=50),
+        LatencyStage(name="intent-classification", p99_ms=30),
+        LatencyStage(name="retrieval", p99_ms=200),
+        LatencyStage(name="delivery", p99_ms=80),
     )
-    """All but the batcher's queue wait and the model's invocation."""
+    """All but the batcher's queue wait and the model's invocation: WebSocket and API Gateway, intent classification,
+    OpenSearch retrieval, formatting and delivery."""
+    queue_wait_p99_ms: float = Field(default=140, ge=0)
+    """The batcher's part of the budget, ..."""
     invocation_p99_ms: dict[str, float] = {"sonnet": 2100, "haiku": 350}
-    """By model."""
+    """... and Bedrock's, by model."""
+    slow_invocation: float = Field(default=1.25, gt=1)
+    """Bedrock's P99 over so many times its budget is slow: then the window is not the cause."""
+    systems: SystemsPolicy = SystemsPolicy()
     requests_per_second: float = Field(default=13.5, ge=0)
     """Arrivals in one batcher, as the fill rates of S3 imply."""
     max_batch: int = Field(default=8, ge=1)
