@@ -214,7 +214,7 @@ class _Collector:
         """The metrics now."""
         meter, totals = self._meter, self._meter.totals()
         histograms = (
-            ("batcher_queue_wait_seconds", "wait in the queue", ("model",), totals.waits_ms, _SECONDS, 1e-3),
+            ("batcher_queue_wait_seconds", "wait in the queue", ("model",), totals.waits_ms, _WAITS, 1e-3),
             ("batcher_batch_size", "requests in a batch", ("model",), totals.sizes, _SIZES, 1),
             ("batcher_batch_seconds", "from slot to answer", ("model", "intent"), totals.latency_ms, _SECONDS, 1e-3),
             ("batcher_tokens", "tokens of an answer", ("intent", "direction"), totals.tokens, _TOKENS, 1),
@@ -260,7 +260,13 @@ class _Collector:
         yield rests
 
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 20)
+_LONG = (1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 5, 7.5, 10, 20)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, *_LONG)
+_WAITS = (
+    *(ms / 1000 for ms in (5, *range(10, 200, 10), *range(200, 600, 25), *range(600, 1001, 50))),
+    *_LONG,
+)
+"""Narrow where windows are, so that their P99 can be told."""
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32)
 _TOKENS = (10, 25, 50, 100, 250, 500, 1000, 2000, 4000)
 

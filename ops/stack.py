@@ -85,6 +85,8 @@ class StackOptions:
     """Start the ops API."""
     batcher: bool = False
     """Start the batcher."""
+    control_plane: bool = True
+    """Start Temporal, the worker and the intake; without them: what a load test of the data plane needs."""
     usual_ports: bool = True
     """Take the ports people know when they are free; otherwise any."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -276,7 +278,7 @@ class Stack:
     async def _servers(self) -> list[ChildSpec]:
         specs = []
         address, url = self.addresses.temporal, self.addresses.redis_url
-        if self.options.temporal_address is None:
+        if self.options.temporal_address is None and self.options.control_plane:
             assert self.addresses.temporal_ui is not None
             temporal = await servers.find_temporal(self.state_dir / "bin", self._say)
             self._say(f"Temporal from {temporal.source}: {temporal.path}")
@@ -384,7 +386,9 @@ def simulator(stack: Stack) -> list[ChildSpec]:
 
 
 def control_plane(stack: Stack) -> list[ChildSpec]:
-    """The runbook worker and the alarm intake."""
+    """The runbook worker and the alarm intake, unless only the data plane is wanted."""
+    if not stack.options.control_plane:
+        return []
     return [
         ChildSpec(
             name=name,
