@@ -10,6 +10,7 @@ ends, which holds even if the watchdog was killed.
 Standard library only: it starts in about 20 ms, once per child.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -27,7 +28,8 @@ def _watch(target: int, lifeline: int) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     while os.getppid() == target:
         if select.select([lifeline], [], [], _LOOK_EVERY_SECONDS)[0]:
-            os.kill(target, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # the kernel was quicker, and its group may still have others
+                os.kill(target, signal.SIGTERM)
             give_up_at = time.monotonic() + _GRACE_SECONDS
             while os.getppid() == target and time.monotonic() < give_up_at:
                 time.sleep(0.05)

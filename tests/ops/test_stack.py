@@ -18,7 +18,7 @@ import redis.asyncio
 from temporalio.client import Client
 
 from domain.people import Role
-from ops import servers, stack
+from ops import servers, stack, supervisor
 from ops.namespace import register_search_attributes
 from ops.servers import ServerNotFound, find_redis, find_temporal
 from ops.stack import Stack, StackError, StackOptions, before_next_release
@@ -51,6 +51,19 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(599)"])
 pathlib.Path(os.environ["RUNBOOKS_READY_FILE"]).touch()
 time.sleep(600)
+"""
+
+# A launcher whose watchdog asks the command to end when there is no such process any more.
+LATE = f"""
+import os, runpy, time
+kill = os.kill
+def late(pid, number):
+    give_up_at = time.monotonic() + 5
+    while os.path.exists(f"/proc/{{pid}}") and time.monotonic() < give_up_at:
+        time.sleep(0.02)
+    kill(pid, number)
+os.kill = late
+runpy.run_path({str(supervisor._LAUNCHER)!r}, run_name="__main__")
 """
 
 GRANDCHILD = "import time; time.sleep(599)"
@@ -194,8 +207,10 @@ DRIVER = """
 import asyncio, sys
 from pathlib import Path
 import test_stack
-from ops import dev, stack
+from ops import dev, stack, supervisor
 folder, intake = Path(sys.argv[1]), sys.argv[2]
+if (late := folder / "late.py").exists():
+    supervisor._LAUNCHER = late
 stack.simulator = lambda _: []
 stack.control_plane = lambda _: [
     test_stack.stand_in(folder, "worker", test_stack.STUBBORN), test_stack.stand_in(folder, "intake", intake)]
@@ -248,13 +263,15 @@ async def test_a_signal_while_starting_leaves_no_process(tmp_path: Path) -> None
         await until(lambda: all_gone(started), 2)
 
 
-@pytest.mark.parametrize("watchdogs_too", [False, True])
-async def test_a_killed_parent_leaves_no_process(tmp_path: Path, watchdogs_too: bool) -> None:
+@pytest.mark.parametrize("watchdogs", ["live", "are late", "are killed too"])
+async def test_a_killed_parent_leaves_no_process(tmp_path: Path, watchdogs: str) -> None:
+    if watchdogs != "live" and sys.platform != "linux":
+        pytest.skip("without a watchdog only Linux ends a process with its parent")
+    if watchdogs == "are late":
+        (tmp_path / "late.py").write_text(LATE)
     async with driver(tmp_path) as (process, started):
         assert len(started) == 9
-        if watchdogs_too:
-            if sys.platform != "linux":
-                pytest.skip("without a watchdog only Linux ends a process with its parent")
+        if watchdogs == "are killed too":
             # Nothing but its watchdog could end the stubborn one's own child.
             for one in [
                 one for one in started if "child.py" in " ".join(one.cmdline()) or one.cmdline()[-1] == GRANDCHILD
