@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from domain.clock import RehearsalClock
 from domain.cost import breakevens
 from domain.evidence import Check, Reading
-from domain.incident import Decision, IncidentRecord, Lever, LeverName, LeverStatus
+from domain.incident import BudgetRow, Decision, IncidentRecord, Lever, LeverName, LeverStatus
 from domain.load import LoadSnapshot
 from domain.messages import ABORT, APPROVE_REVERT, RELEASE_LEVER, PolicySnapshot
 
@@ -23,6 +23,7 @@ LEVER_TITLES = {
     LeverName.MODEL_ROUTING: "model routing",
     LeverName.REQUEST_COALESCING: "request coalescing",
     LeverName.CACHE_TTL: "cache TTL",
+    LeverName.BATCH_WINDOW: "batch window",
     LeverName.CAPACITY: "capacity",
 }
 WEEK = timedelta(days=6)
@@ -160,7 +161,8 @@ class _Report:
                 Section("timeline", "Timeline", self.timeline()),
                 Section("diagnosis", "Diagnosis", self.diagnosis()),
                 Section("checks", "Evidence checks", self.checks()),
-                Section("arithmetic", "Arithmetic of the emergency size", self.arithmetic()),
+                *self.budget(),
+                Section("arithmetic", "Arithmetic of the plan", self.arithmetic()),
                 Section("actions", "Actions", self.actions()),
                 Section("recovery", "Recovery", self.recovery()),
                 Section("decisions", "Who decided what", self.decisions()),
@@ -271,7 +273,10 @@ class _Report:
             if not items:
                 items.append("Nothing is left for people to do.")
             items.append(_baseline("Knobs", record.knobs_at_baseline))
-            items.append(_baseline("Capacity", record.capacity_at_baseline))
+            if record.runbook == "latency":
+                items.append("Capacity: not touched")
+            else:
+                items.append(_baseline("Capacity", record.capacity_at_baseline))
         return [_bullets(*items)]
 
     def timeline(self) -> list[Block]:
@@ -329,9 +334,36 @@ class _Report:
         relation = "before opening" if age >= timedelta(0) else "after opening"
         return f"{self.times.tokyo(check.observed_at)}, {words} {relation}"
 
+    def budget(self) -> list[Section]:
+        """The latency budget, of a latency incident alone."""
+        before, after = self.record.budget_before, {row.stage: row for row in self.record.budget_after}
+        if not before and not after:
+            return []
+        rows: list[list[Cell]] = [
+            [
+                _capital(row.stage),
+                "–" if row.budget_ms is None else f"{number(row.budget_ms)} ms",
+                _measured(row),
+                _measured(after.get(row.stage)),
+            ]
+            for row in before or after.values()
+        ]
+        return [
+            Section(
+                "budget",
+                "Latency budget",
+                [
+                    _table(["Stage (P99)", "Budget", "At the start", "Once recovered"], rows),
+                    _text("P99s of stages do not add up to the total's: their tails seldom meet in one request."),
+                ],
+            )
+        ]
+
     def arithmetic(self) -> list[Block]:
         lines = self.record.arithmetic
-        size = _bullets(*lines) if lines else _text("No emergency size was computed.")
+        size = _bullets(*lines) if lines else _text("Nothing was computed.")
+        if self.record.runbook == "latency":
+            return [size]
         pays: list[list[Cell]] = [
             [window.window, str(window.units), f"{number(window.tokens_per_second)} tokens/s"]
             for window in breakevens(self.snapshot.policy, self.record.model or "")
@@ -608,6 +640,12 @@ def _stem(sentence: str) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _measured(row: BudgetRow | None) -> Cell:
+    if row is None or row.measured_ms is None:
+        return Toned("no data", "quiet")
+    return Toned(f"{number(row.measured_ms)} ms", "bad" if row.over else "plain")
 
 
 def _baseline(what: str, proven: bool | None) -> Cell:

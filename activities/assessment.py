@@ -1,12 +1,11 @@
 """What an incident knows before it acts, read in one step because every step before the levers delays them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from datetime import UTC, datetime
 
 from temporalio import activity
 
+from activities._budgeted import budgeted, not_read
 from activities.bedrock import BedrockActivities
 from activities.calendar import CalendarActivities
 from activities.cloudwatch import CloudWatchActivities
@@ -14,21 +13,17 @@ from activities.plumbing import Plumbing
 from activities.settings import SettingsActivities
 from domain import timetable
 from domain.coupling import schedules_of
-from domain.evidence import Check, Evidence, EvidenceKey
+from domain.evidence import Check, EvidenceKey
 from domain.load import LoadSnapshot
 from domain.messages import (
-    AssessThrottle,
+    AssessIncident,
     CheckPlumbing,
+    IncidentAssessment,
     PolicySnapshot,
-    ThrottleAssessment,
     calendar_check,
     load_query,
 )
 from domain.runbooks import scaling_lag, throttle
-
-R = TypeVar("R")
-
-_TRY_AGAIN = timedelta(milliseconds=100)
 
 
 class AssessmentActivities:
@@ -49,7 +44,7 @@ class AssessmentActivities:
         self._plumbing = plumbing
 
     @activity.defn
-    async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
+    async def assess_throttle(self, request: AssessIncident) -> IncidentAssessment:
         """Which scenario it is, and its levers. What cannot be read within the budget is planned without.
 
         Without the load nothing is bought; without the units or the calendar it is scenario 1.
@@ -58,12 +53,12 @@ class AssessmentActivities:
         policy, model, now = snapshot.policy, request.model, request.now
         if model not in policy.models:
             nothing = LoadSnapshot(observed_at=datetime.now(UTC))
-            return ThrottleAssessment(snapshot=snapshot, load=nothing, plan=None)
+            return IncidentAssessment(snapshot=snapshot, load=nothing, plan=None)
         budget, spec = policy.evidence.budget, policy.models[model]
         (load, unread), (fleet, _), (near, _) = await asyncio.gather(
-            _within(budget, lambda: asyncio.to_thread(self._cloudwatch.read_load, load_query(policy, model))),
-            _within(budget, lambda: asyncio.to_thread(self._bedrock.units_of, spec)),
-            _within(budget, lambda: asyncio.to_thread(self._event_near, model, snapshot, now)),
+            budgeted(budget, lambda: asyncio.to_thread(self._cloudwatch.read_load, load_query(policy, model))),
+            budgeted(budget, lambda: asyncio.to_thread(self._bedrock.units_of, spec)),
+            budgeted(budget, lambda: asyncio.to_thread(self._event_near, model, snapshot, now)),
         )
         in_service = fleet.units if fleet else None
         expected = timetable.units_at(policy, model, snapshot.clock.business(now))
@@ -75,9 +70,9 @@ class AssessmentActivities:
             asked = CheckPlumbing(
                 model=model, spec=spec, expected_units=expected, fleet=fleet, schedules=schedules_of(policy)
             )
-            found, unseen = await _within(budget, lambda: self._plumbing.check(asked))
-            checks = [found or _not_read("Provisioning", unseen)]
-        return ThrottleAssessment(
+            found, unseen = await budgeted(budget, lambda: self._plumbing.check(asked))
+            checks = [found or not_read("Provisioning", unseen)]
+        return IncidentAssessment(
             snapshot=snapshot,
             load=load,
             unread=unread,
@@ -93,22 +88,3 @@ class AssessmentActivities:
         [check] = self._calendar.check_calendar(calendar_check(snapshot, model, now))
         found = check.evidence.value(EvidenceKey.EVENT_CONFIGURED)
         return found if isinstance(found, bool) else None
-
-
-def _not_read(name: str, why: str) -> Check:
-    return Check(name=name, finding=f"could not be read: {why}", breaching=None, evidence=Evidence(), duration_ms=0)
-
-
-async def _within(budget: timedelta, read: Callable[[], Awaitable[R]]) -> tuple[R | None, str]:
-    """What `read` answers, tried again until the budget is spent; else None, and why it could not be read."""
-    why = f"no answer within {budget.total_seconds():g} s"
-    try:
-        async with asyncio.timeout(budget.total_seconds()):
-            while True:
-                try:
-                    return await read(), ""
-                except Exception as error:
-                    why = str(error)
-                await asyncio.sleep(_TRY_AGAIN.total_seconds())
-    except TimeoutError:
-        return None, why

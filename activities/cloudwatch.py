@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,15 @@ from domain.messages import (
 )
 from domain.metrics import CATALOGUE, MetricName
 from domain.mitigation import breaching, effects, held_since, recovery_checks
+from domain.runbooks import latency
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch.client import CloudWatchClient
     from types_boto3_cloudwatch.type_defs import MetricDataQueryTypeDef
 
 Series = dict[datetime, float]
+Asked = tuple[MetricName, Sequence[str]]
+"""A metric, and its dimensions' values in order."""
 
 THROTTLE_PERIODS = 10
 """Periods whose throttle share is reported."""
@@ -40,7 +44,7 @@ class CloudWatchActivities:
 
     def __init__(self, cloudwatch: "CloudWatchClient", *, ecs_cluster: str, ecs_service: str) -> None:
         self._cloudwatch = cloudwatch
-        self._ecs = {"ClusterName": ecs_cluster, "ServiceName": ecs_service}
+        self._ecs = (ecs_cluster, ecs_service)
 
     @activity.defn
     def read_load(self, query: LoadQuery) -> LoadSnapshot:
@@ -64,7 +68,7 @@ class CloudWatchActivities:
             read, unread = await self._try_read(query.load)
             if read is not None:
                 load = read
-                checks = recovery_checks(query.model, load, query.recovery, checks, query.p99_before_ms)
+                checks = measures(query, load, checks)
                 peak = max(peak, total_offered(load))
                 since = held_since(checks)
                 if since is not None and load.observed_at - since >= query.recovery.hold:
@@ -107,7 +111,7 @@ class CloudWatchActivities:
                 blind += 1
             else:
                 load, blind = read, 0
-                checks = recovery_checks(query.model, load, query.recovery, checks, query.p99_before_ms)
+                checks = measures(query, load, checks)
                 breached = breached + 1 if breaching(checks) else 0
                 if breached >= request.breach_polls:
                     return WatchedRelease(breaches=breaching(checks), checks=checks, load=load)
@@ -122,7 +126,7 @@ class CloudWatchActivities:
         started = time.perf_counter()
         load = self._read(query.load)
         spent_ms = (time.perf_counter() - started) * 1000
-        checks = recovery_checks(query.model, load, query.recovery, (), query.p99_before_ms)
+        checks = measures(query, load, ())
         off_target, unread = breaching(checks), [check.name for check in checks if check.value is None]
         finding = "breaching: " + "; ".join(off_target) if off_target else "no metric breaches"
         if unread:
@@ -164,48 +168,58 @@ class CloudWatchActivities:
             activity.logger.warning("CloudWatch could not be read, polling goes on", extra={"error": str(error)})
             return None, str(error)
 
-    def _read(self, query: LoadQuery) -> LoadSnapshot:
-        wanted: dict[str, MetricDataQueryTypeDef] = {}
-
-        def ask(label: str, name: MetricName, dimensions: dict[str, str]) -> None:
+    def series(
+        self, wanted: Mapping[str, Asked], period: timedelta, lookback: timedelta
+    ) -> tuple[dict[str, Series], datetime]:
+        """Every metric by its label, of whole periods, in one GetMetricData call; and when the newest one ended."""
+        queries: list[MetricDataQueryTypeDef] = []
+        seconds = max(1, round(period.total_seconds()))
+        for label, (name, values) in wanted.items():
             metric = CATALOGUE[name]
-            wanted[label] = {
-                "Id": f"q{len(wanted)}",
-                "Label": label,
-                "MetricStat": {
-                    "Metric": {
-                        "Namespace": metric.namespace,
-                        "MetricName": metric.name,
-                        "Dimensions": [{"Name": key, "Value": dimensions[key]} for key in metric.dimensions],
+            dimensions = zip(metric.dimensions, values, strict=True)
+            queries.append(
+                {
+                    "Id": f"q{len(queries)}",
+                    "Label": label,
+                    "MetricStat": {
+                        "Metric": {
+                            "Namespace": metric.namespace,
+                            "MetricName": metric.name,
+                            "Dimensions": [{"Name": key, "Value": value} for key, value in dimensions],
+                        },
+                        "Period": seconds,
+                        "Stat": metric.statistic,
                     },
-                    "Period": max(1, round(query.period.total_seconds())),
-                    "Stat": metric.statistic,
-                },
-            }
-
-        for model, model_id in query.models.items():
-            ask(f"throttles {model}", MetricName.INVOCATION_THROTTLES, {"ModelId": model_id})
-            ask(f"invocations {model}", MetricName.INVOCATIONS, {"ModelId": model_id})
-            ask(f"sent {model}", MetricName.TOKENS_PER_SECOND, {"Model": model})
-            ask(f"capacity {model}", MetricName.CAPACITY_TOKENS_PER_SECOND, {"Model": model})
-        for intent in query.intents:
-            ask(f"offered {intent}", MetricName.OFFERED_TOKENS_PER_SECOND, {"Intent": intent})
-        ask("queue", MetricName.BEDROCK_QUEUE_DEPTH, {})
-        ask("p99", MetricName.REQUEST_LATENCY_P99, {})
-        ask("fallback", MetricName.FALLBACK_RATE, {})
-        ask("hits", MetricName.CACHE_HIT_RATE, {})
-        ask("tasks", MetricName.RUNNING_TASK_COUNT, self._ecs)
-        ask("calls per task", MetricName.INVOCATIONS_PER_TASK, {})
-        period = max(1, round(query.period.total_seconds()))
-        end = datetime.fromtimestamp(math.floor(time.time() / period) * period, UTC)
-        answer = self._cloudwatch.get_metric_data(
-            MetricDataQueries=list(wanted.values()), StartTime=end - query.lookback, EndTime=end
-        )
+                }
+            )
+        end = datetime.fromtimestamp(math.floor(time.time() / seconds) * seconds, UTC)
+        answer = self._cloudwatch.get_metric_data(MetricDataQueries=queries, StartTime=end - lookback, EndTime=end)
         by_id: dict[str, Series] = {}
         for result in answer["MetricDataResults"]:
             points = zip(result["Timestamps"], result["Values"], strict=True)
             by_id.setdefault(result["Id"], {}).update({at.astimezone(UTC): value for at, value in points})
-        series = {label: by_id.get(item["Id"], {}) for label, item in wanted.items()}
+        return {label: by_id.get(query["Id"], {}) for label, query in zip(wanted, queries, strict=True)}, end
+
+    def _read(self, query: LoadQuery) -> LoadSnapshot:
+        wanted: dict[str, Asked] = {}
+        for model, model_id in query.models.items():
+            wanted |= {
+                f"throttles {model}": (MetricName.INVOCATION_THROTTLES, (model_id,)),
+                f"invocations {model}": (MetricName.INVOCATIONS, (model_id,)),
+                f"sent {model}": (MetricName.TOKENS_PER_SECOND, (model,)),
+                f"capacity {model}": (MetricName.CAPACITY_TOKENS_PER_SECOND, (model,)),
+                f"queue wait {model}": (MetricName.QUEUE_WAIT_TIME, (model,)),
+            }
+        wanted |= {f"offered {intent}": (MetricName.OFFERED_TOKENS_PER_SECOND, (intent,)) for intent in query.intents}
+        wanted |= {
+            "queue": (MetricName.BEDROCK_QUEUE_DEPTH, ()),
+            "p99": (MetricName.REQUEST_LATENCY_P99, ()),
+            "fallback": (MetricName.FALLBACK_RATE, ()),
+            "hits": (MetricName.CACHE_HIT_RATE, ()),
+            "tasks": (MetricName.RUNNING_TASK_COUNT, self._ecs),
+            "calls per task": (MetricName.INVOCATIONS_PER_TASK, ()),
+        }
+        series, end = self.series(wanted, query.period, query.lookback)
         return snapshot(series, list(query.models), query.intents, end, query.period)
 
 
@@ -231,6 +245,7 @@ def snapshot(
             sent_tokens_per_second=current(f"sent {model}"),
             capacity_tokens_per_second=current(f"capacity {model}"),
             throttles=throttles.get(times[-1]) if times and times[-1] >= oldest else None,
+            queue_wait_ms=current(f"queue wait {model}"),
             throttle_shares=tuple(refused / (refused + ok) for refused, ok in calls if refused + ok > 0),
         )
 
@@ -249,6 +264,13 @@ def snapshot(
         tasks_running=current("tasks"),
         calls_per_second_per_task=current("calls per task"),
     )
+
+
+def measures(query: RecoveryQuery, load: LoadSnapshot, before: Iterable[RecoveryCheck]) -> list[RecoveryCheck]:
+    """The measures of the incident's runbook."""
+    if (targets := query.latency) is not None:
+        return latency.recovery_checks(query.model, load, targets.p99_ms, targets.queue_wait_ms, before)
+    return recovery_checks(query.model, load, query.recovery, before, query.p99_before_ms)
 
 
 def _seen(load: LoadSnapshot, model: str, before: LoadSnapshot | None) -> bool:

@@ -10,7 +10,7 @@ from domain.capacity import CapacityPlan, Situation
 from domain.health import HealthReport, JudgeHealth
 from domain.health_rules import judge
 from domain.ladder import Ladder, Shortage, ladder
-from domain.messages import AssessOverride, DiagnoseThrottle, GuardRelease
+from domain.messages import AssessOverride, DiagnoseIncident, GuardRelease
 from domain.mitigation import Guard, guard
 from domain.override import Assessment, assess
 from domain.pre_provisioning import (
@@ -21,7 +21,7 @@ from domain.pre_provisioning import (
     end_event,
     plan_event,
 )
-from domain.runbooks import scaling_lag, throttle
+from domain.runbooks import latency, scaling_lag, throttle
 from domain.trees import Diagnosis, diagnose
 
 
@@ -29,11 +29,16 @@ class DecisionActivities:
     """Pure functions of the domain, recorded."""
 
     @activity.defn
-    async def diagnose_throttle(self, request: DiagnoseThrottle) -> Diagnosis:
+    async def diagnose_throttle(self, request: DiagnoseIncident) -> Diagnosis:
         """The runbook's trees over what is known."""
         if request.runbook == "scaling-lag":
             return scaling_lag.diagnosed(request.evidence, request.policy)
         return diagnose(throttle.TREE, request.evidence)
+
+    @activity.defn
+    async def diagnose_latency(self, request: DiagnoseIncident) -> Diagnosis:
+        """Scenario 3's tree over what is known."""
+        return latency.diagnosed(request.evidence, request.policy)
 
     @activity.defn
     async def guard_release(self, request: GuardRelease) -> Guard:

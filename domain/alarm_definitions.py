@@ -91,7 +91,18 @@ def alarm_definitions(policy: Policy) -> tuple[AlarmDefinition, ...]:
         treat_missing="breaching",
         tells="on-call",
     )
-    return *throttles, *failures, *waits, heartbeat
+    slow = AlarmDefinition(
+        name="RequestLatencyP99Alarm",
+        description="Answers are slow (S3), whatever makes them so.",
+        metric=MetricName.REQUEST_LATENCY_P99,
+        comparison="GreaterThanThreshold",
+        threshold=policy.latency.alarm_p99_ms,
+        period=policy.metrics.period,
+        periods=policy.latency.alarm_periods,
+        treat_missing="missing",
+        tells="intake",
+    )
+    return *throttles, *failures, slow, *waits, heartbeat
 
 
 def put_metric_alarm(definition: AlarmDefinition, topic: Any) -> dict[str, Any]:

@@ -4,13 +4,12 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from domain.alarm_messages import Ignored
 from domain.alarms import AlarmChange, AlarmMetric
-from domain.policy import AlarmRule, Policy
+from domain.policy import AlarmRule, AlarmRunbook, Policy
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:-]+")
 _MAX_NAME_CHARS = 100
@@ -23,10 +22,12 @@ class IncidentTarget(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     key: str
-    runbook: Literal["throttle"] | None
+    runbook: AlarmRunbook | None
     """None: a triage incident, for an alarm that no rule fits."""
     model: str | None
-    """The policy's name of the model it is about."""
+    """The policy's name of the model it is about; of a latency incident the one that answers most intents."""
+    part_of: str | None = None
+    """See `AlarmRule`."""
 
 
 def target_of(
@@ -48,8 +49,9 @@ def target_of(
         for rule in policy.alarm_rules:
             key = _fit(rule, names, metrics, policy, models_by_arn or {})
             if key is not None:
-                model = key.rpartition(":")[2]
-                return IncidentTarget(key=key, runbook=rule.runbook, model=model if model in policy.models else None)
+                named = key.rpartition(":")[2]
+                model = policy.main_model if rule.runbook == "latency" else named if named in policy.models else None
+                return IncidentTarget(key=key, runbook=rule.runbook, model=model, part_of=rule.part_of)
     return IncidentTarget(key=f"triage:{safe_name(change.alarm_name)}", runbook=None, model=None)
 
 

@@ -15,7 +15,7 @@ from domain.load import LoadSnapshot
 from domain.trees import Diagnosis
 
 Recovery = Literal["recovered under load", "the demand went away"]
-RunbookName = Literal["throttle", "scaling-lag"]
+RunbookName = Literal["throttle", "scaling-lag", "latency"]
 
 
 class Phase(StrEnum):
@@ -97,6 +97,21 @@ class RecoveryCheck(BaseModel):
     """Met without a break since then."""
 
 
+class BudgetRow(BaseModel):
+    """A stage of the latency budget. P99s of stages do not add up to the total's (design check 28)."""
+
+    stage: str
+    budget_ms: float | None
+    """None: the policy has none."""
+    measured_ms: float | None
+    """P99; None: no data."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it is measured, and over its budget."""
+        return self.measured_ms is not None and self.budget_ms is not None and self.measured_ms > self.budget_ms
+
+
 class TimelineEntry(BaseModel):
     """One line of the incident's history."""
 
@@ -170,6 +185,10 @@ class IncidentRecord(BaseModel):
     peak_offered_tokens_per_second: float = 0
     checks: list[Check] = Field(default_factory=list)
     diagnosis: Diagnosis | None = None
+    budget_before: list[BudgetRow] = Field(default_factory=list)
+    """The latency budget as measured when the plan was made, ..."""
+    budget_after: list[BudgetRow] = Field(default_factory=list)
+    """... and once recovered."""
     arithmetic: list[str] = Field(default_factory=list)
     """The plan's sums, a line each."""
     levers: list[Lever] = Field(default_factory=list)

@@ -23,6 +23,8 @@ class ModelLoad(BaseModel):
     """Throttled calls in the newest period."""
     throttle_shares: tuple[float, ...] = ()
     """Throttles / (throttles + invocations) of the latest periods, newest last; only periods with calls."""
+    queue_wait_ms: float | None = None
+    """P99 of the wait in the batcher."""
 
 
 class LoadSnapshot(BaseModel):

@@ -23,14 +23,23 @@ from domain.capacity import (
 )
 from domain.clock import RehearsalClock
 from domain.evidence import Check, Evidence
-from domain.incident import Decision, IncidentRecord, Lever, LeverName, RecoveryCheck, RunbookName, TimelineEntry
+from domain.incident import (
+    BudgetRow,
+    Decision,
+    IncidentRecord,
+    Lever,
+    LeverName,
+    RecoveryCheck,
+    RunbookName,
+    TimelineEntry,
+)
 from domain.knobs import Baseline, Holder, KnobName, KnobValue, Lease, LeaseRequest
 from domain.ladder import Rung
 from domain.load import LoadSnapshot
 from domain.mitigation import MitigationPlan
 from domain.override import OverrideKind, OverrideRecord
 from domain.people import Role
-from domain.policy import ModelPolicy, Policy, RecordedPolicy, RecoveryPolicy
+from domain.policy import AlarmRunbook, ModelPolicy, Policy, RecordedPolicy, RecoveryPolicy, Signal
 from domain.purchases import Consent, Purchase
 
 TASK_QUEUE = "runbooks"
@@ -38,6 +47,7 @@ TASK_QUEUE = "runbooks"
 INCIDENT_WORKFLOW = "IncidentWorkflow"
 THROTTLE_MITIGATION_WORKFLOW = "ThrottleMitigationWorkflow"
 SCALING_LAG_MITIGATION_WORKFLOW = "ScalingLagMitigationWorkflow"
+LATENCY_REGRESSION_WORKFLOW = "LatencyRegressionWorkflow"
 CLEANUP_WORKFLOW = "PostIncidentCleanupWorkflow"
 CAPACITY_WORKFLOW = "CapacityWorkflow"
 OVERRIDE_WORKFLOW = "OverrideWorkflow"
@@ -80,7 +90,7 @@ class IncidentInput(Message):
     """Starts an incident."""
 
     key: str
-    runbook: Literal["throttle"] | None
+    runbook: AlarmRunbook | None
     """None: triage."""
     model: str | None
     alarm: AlarmChange
@@ -335,6 +345,15 @@ class RecoveryQuery(Message):
     recovery: RecoveryPolicy
     p99_before_ms: float | None
     """The incident's P99 target is at least this: back at its value before counts."""
+    latency: "LatencyTargets | None" = None
+    """What a latency incident is judged by; None: throttling's measures."""
+
+
+class LatencyTargets(Message):
+    """Recovered is a P99 under, and a queue wait at most, these."""
+
+    p99_ms: float
+    queue_wait_ms: float
 
 
 class AwaitRecovery(Message):
@@ -461,17 +480,17 @@ class CheckChanges(Message):
 # ---------------------------------------------------------------- decisions and pages
 
 
-class DiagnoseThrottle(Message):
-    """The tree of scenario 1, or the two of scenario 4, over what is known."""
+class DiagnoseIncident(Message):
+    """The tree of scenario 1 or 3, or the two of scenario 4, over what is known."""
 
     evidence: Evidence
     runbook: RunbookName = "throttle"
     policy: RecordedPolicy = Policy()
-    """Scenario 4's thresholds."""
+    """Its thresholds."""
 
 
-class AssessThrottle(Message):
-    """Asks which scenario it is, and for its levers, in view of metrics, units and calendar as they are."""
+class AssessIncident(Message):
+    """Asks for the levers in view of the world as it is; of throttling also which scenario it is."""
 
     model: str
     now: AwareDatetime
@@ -479,7 +498,7 @@ class AssessThrottle(Message):
     """None: the policy is read, too."""
 
 
-class ThrottleAssessment(Message):
+class IncidentAssessment(Message):
     """What is known, and the levers for it."""
 
     snapshot: PolicySnapshot
@@ -489,13 +508,32 @@ class ThrottleAssessment(Message):
     plan: MitigationPlan | None
     """None: the policy does not have the model."""
     runbook: RunbookName = "throttle"
-    """Which of throttling's two runbooks made the plan, ..."""
+    """Which runbook made the plan, ..."""
     why: str = ""
     """... and why."""
     units_in_service: int | None = None
     """None: they could not be read."""
     checks: list[Check] = []
     """What had to be read before the levers, as they change it."""
+    budget: list[BudgetRow] = []
+    """The latency budget as measured, of a latency incident."""
+
+
+class MeasureBudget(Message):
+    """Asks for the latency budget as measured now."""
+
+    model: str
+    policy: RecordedPolicy
+
+
+class CheckSystem(Message):
+    """Asks whether a system on an answer's way is slow (scenario 3)."""
+
+    name: str
+    """In words, e.g. `OpenSearch`."""
+    signals: list[Signal]
+    period: timedelta
+    lookback: timedelta
 
 
 class GuardRelease(Message):
@@ -570,7 +608,8 @@ class CleanupInput(Message):
     model: str
     lease_ids: list[str]
     """Every lease that the incident may ever have taken."""
-    demand_id: str
+    demand_id: str | None
+    """None: capacity was never touched, and is not."""
     reason: str
     event: CalendarEvent | None
     """To be written into the calendar; None: nothing was approved."""
@@ -581,7 +620,8 @@ class CleanupResult(Message):
     """What cleanup proved."""
 
     knobs_at_baseline: bool
-    capacity_at_baseline: bool
+    capacity_at_baseline: bool | None
+    """None: it was not touched."""
     still_held: list[str]
     event_written: bool
     to_do: list[str]

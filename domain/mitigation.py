@@ -1,6 +1,6 @@
 """What every mitigation shares: the plan's shape and sums, the recovery checks and the guard of the way back.
 
-Everything here is pure. Sources: scenarios 1 and 4 of the runbooks; design check 2, 3, 19, 21 and 27.
+Everything here is pure. Sources: scenarios 1, 3 and 4 of the runbooks; design check 2, 3, 19, 21 and 27.
 """
 
 from collections.abc import Iterable
@@ -21,10 +21,11 @@ class MitigationPlan(BaseModel):
 
     levers: list[Lever]
     """In the order of the way back; those not needed say why."""
-    routing: dict[str, str]
+    routing: dict[str, str] = {}
     """Intents to downgrade, with the model; empty: none fits."""
-    cache_ttl_seconds: int
-    units: int | None
+    cache_ttl_seconds: int | None = None
+    batch_window_ms: int | None = None
+    units: int | None = None
     """Total units wanted in service; None: no evidence for buying, or none needed."""
     uncapped_units: int | None = None
     """The same without the cap per incident."""
@@ -160,13 +161,12 @@ def recovery_checks(
 
     No data counts as no throttles only while calls were made; elsewhere no data is never met.
     """
-    since = {check.name: check.since for check in before if check.met}
     calls_made = (load.model(model).sent_tokens_per_second or 0) > 0
     throttles = load.model(model).throttles
     if throttles is None and calls_made:
         throttles = 0
     p99_target = max(recovery.max_p99_ms, p99_before_ms or 0)
-    rows: list[tuple[str, float | None, float, str, bool]] = [
+    rows: list[Row] = [
         (
             THROTTLES,
             throttles,
@@ -190,6 +190,16 @@ def recovery_checks(
             load.queue_depth is not None and load.queue_depth < recovery.max_queue_depth,
         ),
     ]
+    return measured(rows, load, before)
+
+
+Row = tuple[str, float | None, float, str, bool]
+"""Of a recovery check: name, value, target, unit, met."""
+
+
+def measured(rows: Iterable[Row], load: LoadSnapshot, before: Iterable[RecoveryCheck]) -> list[RecoveryCheck]:
+    """The rows as checks; `before` tells since when each has been met."""
+    since = {check.name: check.since for check in before if check.met}
     return [
         RecoveryCheck(
             name=name,

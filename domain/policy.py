@@ -5,6 +5,7 @@ loaded; the others are technical. Sources are named per section (S1 to S5 are th
 """
 
 import math
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -377,10 +378,15 @@ class LeasePolicy(Section):
 class LatencyStage(Section):
     """A part of every answer's way."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")
+    name: str
     """Also the dimension `Stage` of its metric."""
     p99_ms: float = Field(ge=0)
     """Its budget."""
+
+    def check(self) -> None:
+        """See `Section`."""
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,63}", self.name):
+            raise ValueError(f"name: {self.name!r}; lower-case letters, digits and hyphens are allowed, 64 at most")
 
 
 class Signal(Section):
@@ -440,8 +446,6 @@ class LatencyPolicy(Section):
     """The batcher's part of the budget, ..."""
     invocation_p99_ms: dict[str, float] = {"sonnet": 2100, "haiku": 350}
     """... and Bedrock's, by model."""
-    slow_invocation: float = Field(default=1.25, gt=1)
-    """Bedrock's P99 over so many times its budget is slow: then the window is not the cause."""
     systems: SystemsPolicy = SystemsPolicy()
     requests_per_second: float = Field(default=13.5, ge=0)
     """Arrivals in one batcher, as the fill rates of S3 imply."""
@@ -565,6 +569,10 @@ class EvidencePolicy(Section):
     metric_lookback: ScaledDuration = timedelta(minutes=10)
 
 
+AlarmRunbook = Literal["throttle", "latency"]
+"""What an alarm may ask for; throttling has two runbooks, told apart later."""
+
+
 class AlarmRule(Section):
     """Maps alarms to an incident key. The first rule that fits wins; absent conditions fit everything."""
 
@@ -575,8 +583,11 @@ class AlarmRule(Section):
     """A dimension that must be there; its value fills `{model}` (by model id or provisioned ARN)."""
     key: str
     """The incident key, e.g. `bedrock-throttle:{model}`."""
-    runbook: Literal["throttle"] | None = None
+    runbook: AlarmRunbook | None = None
     """None: people are paged, and look."""
+    part_of: str | None = None
+    """Shell-style pattern of keys: while the alarm of such an incident is on, this one belongs to what it is about, and
+    starts nothing."""
 
 
 class IntakePolicy(Section):
@@ -814,6 +825,18 @@ class Policy(Section):
             runbook="throttle",
         ),
         AlarmRule(alarm_name="BedrockThrottle*", key="bedrock-throttle:sonnet", runbook="throttle"),
+        AlarmRule(
+            metric="RequestLatencyP99",
+            key="latency-regression:mangaassist",
+            runbook="latency",
+            part_of="bedrock-throttle:*",
+        ),
+        AlarmRule(
+            metric="QueueWaitTime",
+            key="latency-regression:mangaassist",
+            runbook="latency",
+            part_of="bedrock-throttle:*",
+        ),
         AlarmRule(metric="ProvisioningFailures", dimension="Model", key="capacity-health:{model}"),
     )
 
@@ -896,6 +919,12 @@ class Policy(Section):
                 f"{where}: 0, but {load:,.0f} tokens/s are to be expected then (forecast); on-demand may carry up to "
                 f"{quota / self.timetable.on_demand_reserve:,.0f} of its quota of {quota:,.0f}, if under {most:,.0f}"
             )
+
+    @property
+    def main_model(self) -> str:
+        """The model that answers most intents, the larger one of equals: what is slow for the service is read there."""
+        answers = [intent.model for intent in self.intents.values()]
+        return max(self.models, key=lambda name: (answers.count(name), self.models[name].rank))
 
     @property
     def longest_usual_wait_ms(self) -> float:

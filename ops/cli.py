@@ -68,7 +68,7 @@ def _top() -> None:
     """Typer takes the help from `app`."""
 
 
-_LEVERS = "model_routing, request_coalescing, cache_ttl_seconds or capacity"
+_LEVERS = "model_routing, request_coalescing, cache_ttl_seconds, batch_window_ms or capacity"
 
 
 def _lever(text: str) -> str:
@@ -277,7 +277,7 @@ def report(key: Key, run: Run = None, as_json: Json = False) -> None:
 @incident.command()
 def keep(
     key: Key,
-    lever: Annotated[str, typer.Argument(parser=_lever, metavar="LEVER", help="model_routing or cache_ttl_seconds.")],
+    lever: Annotated[str, typer.Argument(parser=_lever, metavar="LEVER", help="Any lever but capacity.")],
     why: Why,
     review_in: Annotated[
         timedelta | None,

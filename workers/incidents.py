@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TypeVar
 
@@ -163,6 +164,8 @@ class Incidents:
         known = self._key(target.key)
         async with known.lock:
             seen = known.alarms.get(change.alarm_name)
+            if change.state is AlarmState.ALARM and self._is_part(target):
+                return "part-of-another"
             if seen and not self._is_news(change, seen, known.newer.get(change.alarm_name)):
                 return await self._repeated(known, change, target, seen)
             if change.state is AlarmState.ALARM:
@@ -172,6 +175,14 @@ class Incidents:
                 done = "signalled" if await self._signal(target.key, ALARM_CHANGED, change) else "no-incident"
             known.remember(change)
             return done
+
+    def _is_part(self, target: IncidentTarget) -> bool:
+        """Whether what the alarm is about is another incident's for now. When that one's alarms end while this one's
+        is on, it is found like one that was missed."""
+        if target.part_of is None:
+            return False
+        others = (key for name, key in self._keys.items() if name != target.key and fnmatchcase(name, target.part_of))
+        return any(seen.state is AlarmState.ALARM for key in others for seen in key.alarms.values())
 
     def _is_news(self, change: AlarmChange, seen: Seen, untold: tuple[AlarmChange, IncidentTarget] | None) -> bool:
         if change.state is not seen.state:
@@ -216,6 +227,8 @@ class Incidents:
 
     async def is_missed(self, change: AlarmChange, target: IncidentTarget) -> bool:
         """Whether an alarm that CloudWatch says is on, is one that its incident has not heard of."""
+        if self._is_part(target):
+            return False
         known = self._key(target.key)
         seen = known.alarms.get(change.alarm_name)
         if seen and seen.state is not AlarmState.ALARM and change.changed_at <= seen.changed_at:

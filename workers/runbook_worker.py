@@ -25,6 +25,7 @@ from activities.entities import EntityActivities, start_capacity
 from activities.events import EventActivities
 from activities.feed import FeedActivities
 from activities.health import HealthActivities
+from activities.latency import LatencyActivities
 from activities.leases import LeaseActivities
 from activities.pages import PageActivities
 from activities.permissions import PermissionActivities
@@ -53,6 +54,7 @@ from workflows.capacity_coupling import CapacityCouplingWorkflow
 from workflows.event_pre_provisioning import EventPreProvisioningWorkflow
 from workflows.health_check import HealthCheckWorkflow
 from workflows.incident import IncidentWorkflow
+from workflows.latency_regression import LatencyRegressionWorkflow
 from workflows.override import OverrideWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.publisher_feed import PublisherFeedWorkflow
@@ -63,6 +65,7 @@ WORKFLOWS: list[type] = [
     IncidentWorkflow,
     ThrottleMitigationWorkflow,
     ScalingLagMitigationWorkflow,
+    LatencyRegressionWorkflow,
     CapacityCouplingWorkflow,
     PostIncidentCleanupWorkflow,
     CapacityWorkflow,
@@ -101,6 +104,7 @@ def activities(settings: Settings, aws: AwsClients, ledger: Ledger, routes: Rout
     owners = (
         StandingActivities(configured, leases),
         AssessmentActivities(configured, cloudwatch, bedrock, calendar, Plumbing(bedrock)),
+        LatencyActivities(configured, cloudwatch, ledger),
         CouplingActivities(configured, cloudwatch, ecs, entities),
         cloudwatch,
         leases,

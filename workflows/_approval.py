@@ -67,7 +67,10 @@ class DecidedByPeople(Incident):
                 return self.decide(APPROVE_REVERT, request, "not-possible", "nothing is held, so nothing can go back")
             self.approved_by = request.who
             return self.decide(
-                APPROVE_REVERT, request, "accepted", "the way back starts: routing, then cache TTL, capacity last"
+                APPROVE_REVERT,
+                request,
+                "accepted",
+                "the way back starts: " + ", then ".join(lever.name for lever in self.record.held),
             )
 
     @workflow.update(name=REJECT)

@@ -59,6 +59,7 @@ async def apply(input: MitigationInput) -> MitigationResult:
         LeverName.MODEL_ROUTING: plan.routing,
         LeverName.REQUEST_COALESCING: True,
         LeverName.CACHE_TTL: plan.cache_ttl_seconds,
+        LeverName.BATCH_WINDOW: plan.batch_window_ms,
     }
     knobs: list[Lever] = []
     capacity: list[Lever] = []

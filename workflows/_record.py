@@ -34,7 +34,7 @@ class Incident(OnRecord):
         self.release_asked: LeverName | None = None
         self.abort_asked = False
         self.alarm_returned = False
-        self.throttles_paged = self.p99_paged = False
+        self.stuck_paged = self.p99_paged = False
         self.late_page_at: datetime | None = None
         """When people are paged next because the incident has not recovered."""
         self.holds_ended_until: datetime | None = None

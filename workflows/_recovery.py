@@ -1,5 +1,6 @@
 """Waiting for recovery after a mitigation, and escalating on the way as the runbooks' table says."""
 
+from datetime import timedelta
 from typing import Literal
 
 from temporalio import workflow
@@ -33,8 +34,7 @@ async def verify(incident: Incident) -> Verdict:
     incident.late_page_at = incident.late_page_at or mitigated_at + policy.recovery.timeout
     throttled_at = mitigated_at + policy.escalation.throttled_after_mitigation
     settled_at = started + policy.metrics.period * (policy.throttle.buy_periods + 1)
-    bought = any(lever.name is LeverName.CAPACITY for lever in record.held)
-    look_after = policy.escalation.throttled_after_mitigation if bought else settled_at - started
+    look_after = _settling(incident, settled_at - started)
     look_again_at = started + min(look_after * 2 ** (incident.attempt - 1), policy.escalation.approval_reminder)
 
     throttled_due = throttled_at if started < throttled_at else None
@@ -52,7 +52,7 @@ async def verify(incident: Incident) -> Verdict:
         at, why = min(due)
         patience = max(at - workflow.now(), policy.recovery.poll_interval)
         request = AwaitRecovery(
-            query=recovery_query(incident.model, incident.now_snapshot, incident.p99_before_ms),
+            query=recovery_query(incident.model, record.runbook, incident.now_snapshot, incident.p99_before_ms),
             checks=record.recovery_checks,
             give_up_after=patience,
             page_p99_ms=None if incident.p99_paged else policy.escalation.p99_ms,
@@ -73,27 +73,55 @@ async def verify(incident: Incident) -> Verdict:
             incident.p99_paged = True
             incident.page(SENIOR, f"P99 over {policy.escalation.p99_ms:g} ms for {span(policy.escalation.p99_for)}")
             continue
-        throttled = any(check.name == THROTTLES and not check.met for check in awaited.checks)
         so_far = f"{span(workflow.now() - mitigated_at)} after mitigation"
-        if throttled and at >= throttled_at and not incident.throttles_paged:
-            incident.throttles_paged = True
-            incident.page(SENIOR_AND_TAM, f"throttles go on {so_far}. {incident.capacity_progress}")
-        if throttled_due is not None and at >= throttled_due:
+        if at >= throttled_at:
+            _page_throttled(incident, awaited, so_far)
             throttled_due = None
         if why == "late":
             _late(incident, awaited, so_far)
         if why == "hold":
             incident.holds_ended_until = at
             incident.page(SENIOR, f"a hold ended before recovery; the levers stay. {incident.running_cost}")
-        elif throttled and (why == "late" or at >= look_again_at):
-            incident.note("recovery", "still throttled: the plan is made anew for the present load")
-            return "again"
-        elif at >= look_again_at:
-            look_again_at = incident.late_page_at
+        elif why == "late" or at >= look_again_at:
+            if anew := _why_anew(incident, awaited, so_far):
+                incident.note("recovery", anew)
+                return "again"
+            if at >= look_again_at:
+                look_again_at = incident.late_page_at
     if incident.abort_asked:
         return "aborted"
     incident.note("recovery", "the alarm returned: the plan is made anew for the present load")
     return "again"
+
+
+def _settling(incident: Incident, otherwise: timedelta) -> timedelta:
+    """How long the levers need to show."""
+    policy = incident.now_snapshot.policy
+    if incident.record.runbook == "latency":
+        return policy.latency.verify_within
+    bought = any(lever.name is LeverName.CAPACITY for lever in incident.record.held)
+    return policy.escalation.throttled_after_mitigation if bought else otherwise
+
+
+def _page_throttled(incident: Incident, awaited: AwaitedRecovery, so_far: str) -> None:
+    throttled = any(check.name == THROTTLES and not check.met for check in awaited.checks)
+    if throttled and not incident.stuck_paged:
+        incident.stuck_paged = True
+        incident.page(SENIOR_AND_TAM, f"throttles go on {so_far}. {incident.capacity_progress}")
+
+
+def _why_anew(incident: Incident, awaited: AwaitedRecovery, so_far: str) -> str:
+    """Why the plan is to be made anew; empty: it need not."""
+    unmet = {check.name for check in awaited.checks if not check.met}
+    if THROTTLES in unmet:
+        return "still throttled: the plan is made anew for the present load"
+    if incident.record.runbook != "latency" or not unmet:
+        return ""
+    names = ", ".join(sorted(unmet))
+    if incident.record.held and not incident.stuck_paged:
+        incident.stuck_paged = True
+        incident.page(SENIOR, f"not back in the latency budget {so_far}: {names}. The levers stay")
+    return f"still slow ({names}): the causes are looked for anew"
 
 
 def _late(incident: Incident, awaited: AwaitedRecovery, so_far: str) -> None:
@@ -108,7 +136,7 @@ def _recovered(incident: Incident, load: LoadSnapshot | None) -> None:
     record = incident.record
     record.recovered_at = workflow.now()
     record.load_at_recovery = load
-    incident.throttles_paged = incident.p99_paged = False
+    incident.stuck_paged = incident.p99_paged = False
     incident.late_page_at = None
     incident.alarm_returned = False
     if load is not None:

@@ -8,9 +8,11 @@ from temporalio.exceptions import ActivityError
 
 from activities.cloudwatch import CloudWatchActivities
 from activities.decisions import DecisionActivities
+from activities.latency import LatencyActivities
 from domain.incident import Lever, LeverName, LeverStatus, Phase, span
 from domain.messages import GuardRelease, WatchRelease
 from domain.mitigation import Guard
+from domain.runbooks import latency
 from workflows import _mitigation
 from workflows._evidence import recovery_query
 from workflows._record import ON_CALL, SENIOR, Incident
@@ -30,6 +32,9 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again", "verif
         f"Was a configured value the fault? `runbooks incident keep {incident.record.key} LEVER --why …` makes a lever "
         f"your standing override, reviewed after {span(review_after)}; it ends by itself once the policy has caught up."
     )
+    window = incident.record.lever(LeverName.BATCH_WINDOW)
+    if window is not None:
+        incident.record.keep_proposal = latency.keep_proposal(incident.record.key, window, incident.now_snapshot.policy)
     while incident.record.held and not incident.abort_asked:
         hold = incident.next_hold
         incident.enter(
@@ -132,7 +137,11 @@ async def _may_release(incident: Incident, lever: Lever) -> bool:
         base_units=base_units,
     )
     try:
-        guard = await decide(DecisionActivities.guard_release, request, summary=f"Guard: may {lever.name} be released?")
+        summary = f"Guard: may {lever.name} be released?"
+        if lever.name is LeverName.BATCH_WINDOW:
+            guard = await decide(LatencyActivities.guard_window, request, summary=summary)
+        else:
+            guard = await decide(DecisionActivities.guard_release, request, summary=summary)
     except ActivityError as error:
         guard = Guard(may=False, why=f"the load without {lever.name} could not be projected: {failure(error)[1]}")
     incident.note("finding", guard.why)
@@ -146,7 +155,7 @@ async def _watch(incident: Incident, lever: Lever) -> bool:
     """Watch a released lever; on a breach, or when the alarm returns, take it again. True: clean."""
     way_back = incident.now_snapshot.policy.way_back
     request = WatchRelease(
-        query=recovery_query(incident.model, incident.now_snapshot, incident.p99_before_ms),
+        query=recovery_query(incident.model, incident.record.runbook, incident.now_snapshot, incident.p99_before_ms),
         watch=way_back.stage_watch,
         poll_interval=way_back.watch_poll_interval,
         breach_polls=way_back.breach_polls,

@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
 
-from activities.assessment import AssessmentActivities
 from activities.entities import EntityActivities
+from activities.latency import LatencyActivities
 from activities.leases import LeaseActivities
 from activities.report import ReportActivities
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import DemandOutcome
 from domain.evidence import Check, Evidence, EvidenceKey
-from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, cut, utc
+from domain.incident import CalendarProposal, IncidentRecord, LeverName, LeverStatus, Phase, RunbookName, cut, utc
 from domain.knobs import Holder, LeaseRequest
 from domain.messages import (
     ALARM_CHANGED,
@@ -25,11 +27,12 @@ from domain.messages import (
     LEASES_LOST,
     LEVERS_CHANGED,
     AlarmRepeats,
-    AssessThrottle,
+    AssessIncident,
     CleanupInput,
     CleanupResult,
     IncidentInput,
     LeversChanged,
+    MeasureBudget,
     MitigationInput,
     MitigationResult,
     ReleaseLeases,
@@ -38,13 +41,14 @@ from domain.messages import (
 )
 from domain.mitigation import MitigationPlan
 from workflows._approval import DecidedByPeople
-from workflows._evidence import diagnose, first_response
+from workflows._evidence import assess, diagnose, first_response
 from workflows._mitigation import demand_end, take
 from workflows._people import MAX_TEXT
 from workflows._record import AWS_SUPPORT, ON_CALL, SENIOR
 from workflows._recovery import verify
-from workflows._step import decide, failure, load_policy, mutate, read
+from workflows._step import failure, load_policy, mutate, read
 from workflows._way_back import decide_way_back
+from workflows.latency_regression import LatencyRegressionWorkflow
 from workflows.post_incident_cleanup import PostIncidentCleanupWorkflow
 from workflows.scaling_lag_mitigation import ScalingLagMitigationWorkflow
 from workflows.throttle_mitigation import ThrottleMitigationWorkflow
@@ -58,6 +62,13 @@ PROLONG_WITHIN = timedelta(minutes=1)
 """How long a try to prolong the demand may keep people's decisions waiting; the next renewal tries again."""
 BACKGROUND = timedelta(seconds=30)
 """How long the report waits for late evidence and pages that are still being sent."""
+
+
+MITIGATIONS: dict[RunbookName, Callable[[Any, MitigationInput], Awaitable[MitigationResult]]] = {
+    "throttle": ThrottleMitigationWorkflow.run,
+    "scaling-lag": ScalingLagMitigationWorkflow.run,
+    "latency": LatencyRegressionWorkflow.run,
+}
 
 
 @workflow.defn(name=INCIDENT_WORKFLOW)
@@ -84,6 +95,7 @@ class IncidentWorkflow(DecidedByPeople):
         self._evidence = Evidence()
         self._read_before: list[Check] = []
         """What was read before the levers, and counts although they have changed it."""
+        self._advised = ""
 
     # ------------------------------------------------------------ what arrives
 
@@ -179,10 +191,14 @@ class IncidentWorkflow(DecidedByPeople):
             next_step = "verify"
             while next_step == "verify":
                 verdict = await verify(self)
+                if verdict == "recovered":
+                    await self._measure()
                 next_step = await decide_way_back(self) if verdict == "recovered" else verdict
             if next_step == "again" and not self.abort_asked:
                 self.alarm_returned = False
                 plan = await self._assess() or plan
+                if self.record.runbook == "latency":
+                    self.background.append(asyncio.create_task(self._investigate()))
         keeper.cancel()
         await self._clean_up()
 
@@ -191,19 +207,19 @@ class IncidentWorkflow(DecidedByPeople):
 
         None: the policy does not have the model.
         """
-        request = AssessThrottle(model=self.model, now=workflow.now(), snapshot=self.snapshot)
-        summary = "Re-read the metrics of the alarm, plan the levers"
+        request = AssessIncident(model=self.model, now=workflow.now(), snapshot=self.snapshot)
         try:
-            assessment = await decide(AssessmentActivities.assess_throttle, request, summary=summary)
+            assessment = await assess(request, self.record.runbook)
         except ActivityError as error:
             self.page(SENIOR, f"no plan can be made yet: {failure(error)[1]}")
             request = request.model_copy(update={"snapshot": self.snapshot or await load_policy()})
-            assessment = await decide(AssessmentActivities.assess_throttle, request, summary=summary)
+            assessment = await assess(request, self.record.runbook)
         self.snapshot = assessment.snapshot
         if assessment.plan is None:
             return None
         self.record.runbook, self.record.units_before = assessment.runbook, assessment.units_in_service
         self._read_before = assessment.checks
+        self.record.budget_before = self.record.budget_before or assessment.budget
         if assessment.why:
             self.note("finding", assessment.why)
         if assessment.unread:
@@ -233,9 +249,33 @@ class IncidentWorkflow(DecidedByPeople):
             self.note("finding", f"{'' if complete else 'so far: '}{self.record.diagnosis.sentence}")
 
         try:
-            await first_response(self.model, self.record.incident_id, self.now_snapshot, found)
+            await first_response(self.model, runbook, self.record.incident_id, self.now_snapshot, found)
         except ActivityError as error:
             self.note("finding", f"the diagnosis failed: {failure(error)[1]}")
+        if runbook == "latency":
+            self._advise()
+
+    def _advise(self) -> None:
+        """Where no lever helps people are told what was found, and what to do; once for each finding."""
+        diagnosis = self.record.diagnosis
+        if diagnosis is None or self.record.held or diagnosis.sentence == self._advised:
+            return
+        self._advised = diagnosis.sentence
+        off = [f"{check.name}: {check.finding}" for check in self.record.checks if check.breaching]
+        self.page(ON_CALL, f"{diagnosis.sentence} No lever of ours helps. {'. '.join(off)}")
+        self._to_do(diagnosis.sentence)
+
+    async def _measure(self) -> None:
+        """The latency budget once recovered, beside the one at the start."""
+        if self.record.runbook != "latency":
+            return
+        request = MeasureBudget(model=self.model, policy=self.now_snapshot.policy)
+        try:
+            self.record.budget_after = await read(
+                LatencyActivities.measure_budget, request, summary="Measure the latency budget"
+            )
+        except ActivityError as error:
+            self.note("note", f"the latency budget could not be measured: {failure(error)[1]}")
 
     async def _mitigate(self, plan: MitigationPlan) -> None:
         if self.approved_by is not None:
@@ -245,9 +285,8 @@ class IncidentWorkflow(DecidedByPeople):
         self.record.recovery_checks = []
         attempt = self.next_attempt(*(lever.name for lever in plan.levers if lever.name is not LeverName.CAPACITY))
         self.enter(Phase.MITIGATING, waiting_for="the levers", next_step="verify recovery")
-        scaling_lag = self.record.runbook == "scaling-lag"
         child = workflow.execute_child_workflow(
-            ScalingLagMitigationWorkflow.run if scaling_lag else ThrottleMitigationWorkflow.run,
+            MITIGATIONS[self.record.runbook or "throttle"],
             MitigationInput(
                 incident_id=self.record.incident_id,
                 run_id=self.record.run_id,
@@ -275,12 +314,13 @@ class IncidentWorkflow(DecidedByPeople):
             # A notice of the capacity workflow may have come first: its word on the lever is the newer one.
             self.set_lever(lever if known is None or known.status is not lever.status else known)
         self.record.arithmetic = result.arithmetic
-        self.record.mitigated_at = self.record.mitigated_at or workflow.now()
+        if any(lever.status is not LeverStatus.NOT_NEEDED for lever in result.levers):
+            self.record.mitigated_at = self.record.mitigated_at or workflow.now()
         capacity = self.record.lever(LeverName.CAPACITY)
         if capacity is not None and capacity.demand is not None:
             before = self.units_of_the_hour if self.record.units_before is None else self.record.units_before
             self.record.units_bought = max(0, capacity.demand.units - before)
-        self.note("phase", "mitigated: " + ", ".join(f"{lever.name} {lever.status}" for lever in result.levers))
+        self.note("phase", "mitigation: " + ", ".join(f"{lever.name} {lever.status}" for lever in result.levers))
 
     async def _triage(self) -> None:
         """An alarm that maps to nothing: a person must look; closes once it is OK and somebody acknowledged."""
@@ -416,7 +456,7 @@ class IncidentWorkflow(DecidedByPeople):
                     incident_id=self.record.incident_id,
                     model=self.model,
                     lease_ids=self.undo,
-                    demand_id=self.record.incident_id,
+                    demand_id=None if self.record.runbook == "latency" else self.record.incident_id,
                     reason=self._why_it_ends(),
                     event=event,
                     snapshot=self.now_snapshot,
@@ -457,8 +497,9 @@ class IncidentWorkflow(DecidedByPeople):
 
     def _outcome(self) -> str:
         recovery = self.record.recovery_detail or "it had not recovered"
-        if self.record.knobs_at_baseline and self.record.capacity_at_baseline:
-            rest = "knobs and capacity are at their baseline"
+        if self.record.knobs_at_baseline and self.record.capacity_at_baseline is not False:
+            capacity = "" if self.record.capacity_at_baseline is None else " and capacity"
+            rest = f"knobs{capacity} are at their baseline"
         else:
             rest = "; ".join(self.record.still_held) or "not everything is back at its baseline"
         how = self._why_it_ends() if self.abort_asked else "closed"

@@ -44,16 +44,10 @@ class PostIncidentCleanupWorkflow:
             )
         except ActivityError as error:
             to_do.append(f"release the incident's leases ({failure(error)[1]}); they lapse by themselves")
-        try:
-            await mutate(
-                EntityActivities.withdraw_demand,
-                WithdrawDemand(model=input.model, demand_id=input.demand_id, reason=input.reason),
-                summary="Withdraw the capacity demand",
-            )
-        except ActivityError as error:
-            to_do.append(f"withdraw the capacity demand ({failure(error)[1]}); it ends by itself")
+        if input.demand_id is not None:
+            await self._withdraw(input, input.demand_id, to_do)
         knobs_at_baseline = await self._knobs(input, held)
-        capacity_at_baseline = await self._capacity(input, held, to_do)
+        capacity_at_baseline = None if input.demand_id is None else await self._capacity(input, held, to_do)
         written = False
         if input.event is not None:
             try:
@@ -66,7 +60,8 @@ class PostIncidentCleanupWorkflow:
             except ActivityError as error:
                 to_do.append(f"write {input.event.type} into the event calendar ({failure(error)[1]})")
         workflow.set_current_details(
-            f"knobs at baseline: {knobs_at_baseline}; capacity at baseline: {capacity_at_baseline}"
+            f"knobs at baseline: {knobs_at_baseline}; capacity at baseline: "
+            f"{'not touched' if capacity_at_baseline is None else capacity_at_baseline}"
             + "".join(f"\n- {line}" for line in held + to_do)
         )
         return CleanupResult(
@@ -76,6 +71,16 @@ class PostIncidentCleanupWorkflow:
             event_written=written,
             to_do=to_do,
         )
+
+    async def _withdraw(self, input: CleanupInput, demand_id: str, to_do: list[str]) -> None:
+        try:
+            await mutate(
+                EntityActivities.withdraw_demand,
+                WithdrawDemand(model=input.model, demand_id=demand_id, reason=input.reason),
+                summary="Withdraw the capacity demand",
+            )
+        except ActivityError as error:
+            to_do.append(f"withdraw the capacity demand ({failure(error)[1]}); it ends by itself")
 
     async def _knobs(self, input: CleanupInput, held: list[str]) -> bool:
         try:

@@ -150,7 +150,14 @@ async def test_a_cancelled_wait_ends_at_once(environment: ActivityEnvironment) -
 def test_a_snapshot_tells_stale_from_fresh_and_remembers_the_p99_before() -> None:
     start = datetime(2026, 11, 30, tzinfo=UTC)
     minute = timedelta(minutes=1)
-    names = ("throttles sonnet", "invocations sonnet", "sent sonnet", "capacity sonnet", "offered faq")
+    names = (
+        "throttles sonnet",
+        "invocations sonnet",
+        "sent sonnet",
+        "capacity sonnet",
+        "queue wait sonnet",
+        "offered faq",
+    )
     series = {
         name: {start + 9 * minute: 100.0} for name in (*names, "queue", "fallback", "hits", "tasks", "calls per task")
     }

@@ -22,7 +22,7 @@ from domain.incident import RecoveryCheck
 from domain.knobs import Lease, Refusal, baseline_value
 from domain.load import LoadSnapshot, ModelLoad, total_offered
 from domain.messages import (
-    AssessThrottle,
+    AssessIncident,
     Authorise,
     Authorised,
     AwaitedModel,
@@ -38,6 +38,7 @@ from domain.messages import (
     CreateModel,
     DeleteModel,
     FleetUnits,
+    IncidentAssessment,
     KnobState,
     KnobStates,
     LoadQuery,
@@ -51,7 +52,6 @@ from domain.messages import (
     ReportInput,
     ReportResult,
     TakeLeases,
-    ThrottleAssessment,
     WatchCapacity,
     WatchedRelease,
     WatchRelease,
@@ -195,7 +195,7 @@ class FakeWorld:
         return self.load
 
     @activity.defn
-    async def assess_throttle(self, request: AssessThrottle) -> ThrottleAssessment:
+    async def assess_throttle(self, request: AssessIncident) -> IncidentAssessment:
         self._saw(request)
         snapshot = request.snapshot or self.snapshot
         lags, why = scaling_lag.units_lag(self.units, self.expected_units, event_near=False)
@@ -206,7 +206,7 @@ class FakeWorld:
             plan = scaling_lag.plan(
                 request.model, self.load, snapshot.policy, request.now, self.units, self.expected_units
             )
-        return ThrottleAssessment(
+        return IncidentAssessment(
             snapshot=snapshot,
             load=self.load,
             plan=plan,

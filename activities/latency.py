@@ -1,0 +1,222 @@
+"""Scenario 3's evidence: the batcher and its window, the stages of an answer's way, and the systems on it."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from temporalio import activity
+
+from activities._budgeted import budgeted, not_read
+from activities.cloudwatch import Asked, CloudWatchActivities, Series, evidence_of
+from activities.settings import SettingsActivities
+from dataplane.ledger import Ledger
+from domain.evidence import Check, Evidence, EvidenceKey, Value
+from domain.incident import BudgetRow, LeverName
+from domain.knobs import KnobName, Lease, effective_value
+from domain.load import LoadSnapshot
+from domain.messages import (
+    AssessIncident,
+    CheckSystem,
+    GuardRelease,
+    IncidentAssessment,
+    MeasureBudget,
+    load_query,
+)
+from domain.metrics import MetricName
+from domain.mitigation import Guard
+from domain.policy import Policy
+from domain.runbooks import latency
+
+KEYS = {
+    MetricName.REDIS_READ_LATENCY: EvidenceKey.REDIS_READ_US,
+    MetricName.REDIS_CONNECTIONS: EvidenceKey.REDIS_CONNECTIONS,
+    MetricName.OPENSEARCH_LATENCY: EvidenceKey.OPENSEARCH_MS,
+    MetricName.DYNAMODB_LATENCY: EvidenceKey.DYNAMODB_MS,
+    MetricName.INTEGRATION_LATENCY: EvidenceKey.INTEGRATION_MS,
+}
+UNITS = {"Microseconds": "µs", "Milliseconds": "ms", "Count": ""}
+
+
+class LatencyActivities:
+    """CloudWatch, the lease ledger and the configured policy."""
+
+    def __init__(self, settings: SettingsActivities, cloudwatch: CloudWatchActivities, ledger: Ledger) -> None:
+        self._settings = settings
+        self._cloudwatch = cloudwatch
+        self._ledger = ledger
+
+    @activity.defn
+    async def assess_latency(self, request: AssessIncident) -> IncidentAssessment:
+        """What decides about the lever, read in parallel within the budget, and the plan.
+
+        What cannot be read is planned without.
+        """
+        snapshot = request.snapshot or self._settings.snapshot()
+        policy, model = snapshot.policy, request.model
+        if model not in policy.models:
+            return IncidentAssessment(snapshot=snapshot, load=_nothing(), plan=None)
+        budget, ask = policy.evidence.budget, load_query(policy, model)
+        (load, unread), (batcher, no_batcher), (window, no_window), (rows, _) = await asyncio.gather(
+            budgeted(budget, lambda: asyncio.to_thread(self._cloudwatch.read_load, ask)),
+            budgeted(budget, lambda: asyncio.to_thread(self._batcher, model, policy)),
+            budgeted(budget, lambda: asyncio.to_thread(self._window, model, policy)),
+            budgeted(budget, lambda: asyncio.to_thread(self._budget, model, policy)),
+        )
+        checks = [batcher or not_read("Batcher", no_batcher), window or not_read("Batch window", no_window)]
+        known = Evidence()
+        for check in checks:
+            known = known.merge(check.evidence)
+        return IncidentAssessment(
+            snapshot=snapshot,
+            load=load or _nothing(),
+            unread=unread,
+            plan=latency.plan(known, policy, request.now),
+            runbook="latency",
+            checks=checks,
+            budget=rows or [],
+        )
+
+    @activity.defn
+    def measure_budget(self, request: MeasureBudget) -> list[BudgetRow]:
+        """The latency budget as measured now; a stage without data has no value."""
+        return self._budget(request.model, request.policy)
+
+    @activity.defn
+    def check_system(self, request: CheckSystem) -> list[Check]:
+        """Whether one system is slow, by its own metrics in CloudWatch."""
+        started = time.perf_counter()
+        wanted: dict[str, Asked] = {signal.metric: (signal.metric, signal.dimensions) for signal in request.signals}
+        series, end = self._cloudwatch.series(wanted, request.period, request.lookback)
+        values: dict[EvidenceKey, Value | None] = {}
+        high, words = False, []
+        for signal in request.signals:
+            value = _newest(series[signal.metric])
+            values[KEYS[signal.metric]] = value
+            high |= value is not None and value > signal.high
+            shown = "no data" if value is None else f"{value:,.4g}"
+            words.append(f"{signal.metric} {shown} (high is over {signal.high:,g}) {'/'.join(signal.dimensions)}")
+        unknown = not high and None in values.values()
+        return [
+            Check(
+                name=request.name,
+                finding="; ".join(words),
+                breaching=None if unknown else high,
+                evidence=evidence_of(values, "cloudwatch GetMetricData", end, "no data in the lookback"),
+                observed_at=end,
+                duration_ms=(time.perf_counter() - started) * 1000,
+            )
+        ]
+
+    @activity.defn
+    def guard_window(self, request: GuardRelease) -> Guard:
+        """Whether the window may go back to what leases and the configuration, as it is now, make of it."""
+        policy = self._settings.snapshot().policy
+        [lever] = [lever for lever in request.held if lever.name is LeverName.BATCH_WINDOW]
+        ours = lever.lease.lease_id if lever.lease else ""
+        others = [lease for lease in self._ledger.leases().leases if lease.lease_id != ours]
+        return latency.guard(policy.latency.revert_window_ms, _window_ms(others, policy), request.load, policy)
+
+    def _batcher(self, model: str, policy: Policy) -> Check:
+        started = time.perf_counter()
+        wanted: dict[str, Asked] = {
+            "wait": (MetricName.QUEUE_WAIT_TIME, (model,)),
+            "depth": (MetricName.BEDROCK_QUEUE_DEPTH, ()),
+            "invocation": (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
+        }
+        series, end = self._cloudwatch.series(wanted, policy.metrics.period, policy.evidence.metric_lookback)
+        wait, depth, invocation = (_newest(series[label]) for label in wanted)
+        most = policy.longest_usual_wait_ms
+        values: dict[EvidenceKey, Value | None] = {
+            EvidenceKey.QUEUE_WAIT_MS: wait,
+            EvidenceKey.QUEUE_DEPTH: depth,
+            EvidenceKey.INVOCATION_MS: invocation,
+        }
+        return Check(
+            name="Batcher",
+            finding=f"requests to {model} wait {_ms(wait)} at P99 (high is over {most:g} ms), queue depth "
+            f"{'unknown' if depth is None else f'{depth:g}'}, Bedrock's own P99 {_ms(invocation)}",
+            breaching=None if wait is None else wait > most,
+            evidence=evidence_of(values, "cloudwatch GetMetricData", end, "no data in the lookback"),
+            observed_at=end,
+            duration_ms=(time.perf_counter() - started) * 1000,
+        )
+
+    def _window(self, model: str, policy: Policy) -> Check:
+        """The window now and before, and by whom: leases tell who, a configured change only the metric's step."""
+        started = time.perf_counter()
+        since = policy.evidence.recent_changes
+        leases = [lease for lease in self._ledger.leases().leases if lease.knob is KnobName.BATCH_WINDOW_MS]
+        in_force = _window_ms(leases, policy)
+        wanted: dict[str, Asked] = {"window": (MetricName.BATCH_WINDOW, (model,))}
+        found, end = self._cloudwatch.series(wanted, policy.metrics.period, since)
+        grown = None
+        if policy.batcher.controller == "fixed":
+            series = found["window"]
+            grown = latency.window_before(series, end - since, end, policy.latency.revert_window_ms)
+            now: float = _newest(series) or in_force
+        else:  # it chooses by itself; only the upper limit is anybody's
+            now = in_force
+            grown = (min(now, _window_ms([], policy)), None, True)
+        held = [
+            f"{lease.holder.id} since {lease.acquired_at:%H:%M:%S} UTC until {lease.expires_at:%H:%M:%S} UTC: "
+            f"{lease.value} ms ({lease.reason})"
+            for lease in leases
+        ]
+        values: dict[EvidenceKey, Value | None] = {
+            EvidenceKey.WINDOW_MS: now,
+            EvidenceKey.WINDOW_BEFORE_MS: grown[0] if grown else None,
+            EvidenceKey.WINDOW_CHANGED_AT: grown[1].isoformat() if grown and grown[1] else "",
+            EvidenceKey.WINDOW_HELD_BY: held,
+        }
+        configured = f"configured are {_window_ms([], policy):g} ms (policy version {policy.version})"
+        return Check(
+            name="Batch window",
+            finding=f"{_story(now, grown)}; controller {policy.batcher.controller}; {configured}; "
+            + ("held by " + "; ".join(held) if held else "nobody holds a lease"),
+            breaching=None if grown is None else now > grown[0],
+            evidence=evidence_of(values, "redis leases, cloudwatch BatchWindow", end, "no data on BatchWindow"),
+            observed_at=end,
+            duration_ms=(time.perf_counter() - started) * 1000,
+        )
+
+    def _budget(self, model: str, policy: Policy) -> list[BudgetRow]:
+        wanted: dict[str, Asked] = {
+            stage.name: (MetricName.STAGE_LATENCY, (stage.name,)) for stage in policy.latency.stages
+        }
+        wanted |= {
+            latency.QUEUE_WAIT: (MetricName.QUEUE_WAIT_TIME, (model,)),
+            latency.INVOCATION: (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
+            latency.TOTAL: (MetricName.REQUEST_LATENCY_P99, ()),
+        }
+        series, _ = self._cloudwatch.series(wanted, policy.metrics.period, policy.evidence.metric_lookback)
+        return latency.budget({name: _newest(points) for name, points in series.items()}, model, policy)
+
+
+def _story(now: float, grown: tuple[float, datetime | None, bool] | None) -> str:
+    if grown is None:
+        return f"the window is {now:g} ms; the batcher has published none, so what it was is unknown"
+    before, at, is_measured = grown
+    if now <= before:
+        return f"the window is {now:g} ms and has not grown"
+    if not is_measured:
+        return f"the window is {now:g} ms as far as is known; {before:g} ms is known to be good"
+    since = f" since {at:%Y-%m-%d %H:%M:%S} UTC" if at else ""
+    return f"the window is {now:g} ms{since}, and was {before:g} ms"
+
+
+def _window_ms(leases: list[Lease], policy: Policy) -> int:
+    value = effective_value(KnobName.BATCH_WINDOW_MS, leases, policy.baseline)
+    assert isinstance(value, int)
+    return value
+
+
+def _newest(series: Series) -> float | None:
+    return series[max(series)] if series else None
+
+
+def _ms(value: float | None) -> str:
+    return "for an unknown time" if value is None else f"{value:,.0f} ms"
+
+
+def _nothing() -> LoadSnapshot:
+    return LoadSnapshot(observed_at=datetime.now(UTC))
