@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 MANGA_ASSIST = "MangaAssist"
 BEDROCK = "AWS/Bedrock"
 CONTAINER_INSIGHTS = "ECS/ContainerInsights"
+ECS = "AWS/ECS"
 ELASTICACHE = "AWS/ElastiCache"
 OPENSEARCH = "AWS/ES"
 DYNAMODB = "AWS/DynamoDB"
@@ -34,6 +35,7 @@ class MetricName(StrEnum):
     CACHE_HIT_RATE = "CacheHitRate"
     RUNNING_TASK_COUNT = "RunningTaskCount"
     DESIRED_TASK_COUNT = "DesiredTaskCount"
+    CPU_UTILIZATION = "CPUUtilization"
     CONTROL_PLANE_HEARTBEAT = "ControlPlaneHeartbeat"
     PROVISIONING_FAILURES = "ProvisioningFailures"
     QUEUE_WAIT_TIME = "QueueWaitTime"
@@ -131,6 +133,15 @@ _ALL = (
     _manga(MetricName.CACHE_HIT_RATE, "Percent", "Average", "requests answered from the response cache"),
     _tasks(MetricName.RUNNING_TASK_COUNT, "running ECS tasks of the orchestrator"),
     _tasks(MetricName.DESIRED_TASK_COUNT, "desired ECS tasks of the orchestrator"),
+    # AWS: "Amazon ECS CloudWatch metrics".
+    Metric(
+        namespace=ECS,
+        name=MetricName.CPU_UTILIZATION,
+        unit="Percent",
+        dimensions=("ClusterName", "ServiceName"),
+        statistic="Average",
+        meaning="CPU that the orchestrator's tasks use, of what they reserve",
+    ),
     _manga(
         MetricName.CONTROL_PLANE_HEARTBEAT,
         "Count",

@@ -23,8 +23,11 @@ from ruamel.yaml.error import YAMLError
 
 from domain.clock import RehearsalClock
 from domain.policy import Policy
-from simulator import scaling_lag
+from simulator import batch_latency, scaling_lag
 from simulator.aws import AwsConfig, AwsSimulator, NotReady
+from simulator.aws.server import Route
+from simulator.requests import MOST_PER_SECOND, HttpBatcher, Requests, live
+from simulator.stages import Stages
 from simulator.world import Row, World, WorldOptions, metric_period
 
 _CLOCK = {
@@ -41,6 +44,7 @@ _PLACES = {
 }
 
 SCALING_LAG = "scaling-lag"
+BATCH_LATENCY = "batch-latency"
 
 _log = logging.getLogger("simulator")
 
@@ -53,6 +57,15 @@ class SpikeRequest(BaseModel):
     multiplier: float = Field(default=5, gt=0, le=100)
     minutes: float = Field(default=27, gt=0, le=24 * 60)
     """Until it fades, in business time."""
+
+
+class RequestsRequest(BaseModel):
+    """Body of `POST /_simulator/requests`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_second: float = Field(gt=0, le=MOST_PER_SECOND)
+    """Of real time."""
 
 
 def clock_of(env: Mapping[str, str]) -> RehearsalClock:
@@ -101,11 +114,20 @@ def _parser() -> argparse.ArgumentParser:
 
     option("host", "127.0.0.1", str, "address to listen on")
     option("port", 5566, int, "port to listen on; 0 takes a free one")
-    option("scenario", "release-spike", str, "what the night brings", choices=["release-spike", "calm", SCALING_LAG])
+    option(
+        "scenario",
+        "release-spike",
+        str,
+        "what the night brings",
+        choices=["release-spike", "calm", SCALING_LAG, BATCH_LATENCY],
+    )
     option("seed", 1, int, "of the traffic's noise")
     option("peak-multiplier", 5.0, float, "of the release spike")
     option("spike-minutes", 27.0, float, "business minutes from the spike's start until it fades")
     option("usual-load", None, float, "tokens/s sent at any hour before spikes; without it the day has its curve")
+    option(
+        "batcher-url", None, str, "a batcher that real requests are made to, and measured; without it all is modelled"
+    )
     option("event-row", Row.UNDERSIZED.value, str, "what the calendar says of the release", choices=list(Row))
     return parser
 
@@ -113,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
 class _Control:
     """MangaAssist's part of `/_simulator/`."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Stages, requests: Requests | None) -> None:
+        self._stages = stages
+        self._requests = requests
         self._world: World | None = None
         self._made: dict[str, Any] = {}
 
@@ -143,6 +167,26 @@ class _Control:
             for spike in world.spikes
         ]
 
+    def latency(self, method: str, body: Any) -> Any:
+        """`POST /_simulator/latency` makes systems and stages slow, `DELETE` heals them; answers how slow they are."""
+        if method == "POST":
+            if not isinstance(body, dict):
+                raise ValueError('an object is allowed: how many times as slow as usual, e.g. {"redis": 200}')
+            self._stages.slow(body)
+        elif method == "DELETE":
+            self._stages.heal()
+        return self._stages.times
+
+    def requests(self, method: str, body: Any) -> Any:
+        """What the real requests took since `DELETE /_simulator/requests`; `POST` changes their rate."""
+        if self._requests is None:
+            raise ValueError("there are no real requests: the simulator was started without --batcher-url")
+        if method == "POST":
+            self._requests.rate = RequestsRequest.model_validate(body or {}).requests_per_second
+        elif method == "DELETE":
+            self._requests.forget()
+        return self._requests.summary()
+
     def _there(self) -> World:
         if self._world is None:
             raise NotReady("MangaAssist is still being set up")
@@ -169,15 +213,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     places = {field: os.environ[name] for field, name in _PLACES.items() if name in os.environ}
-    control = _Control()
     try:
         clock = clock_of(os.environ)
         policy = policy_of(os.environ)
         metric_period(policy, clock.speed)
         region = places.get("aws_region", WorldOptions.aws_region)
+        stages = Stages(policy.latency)
+        batcher = HttpBatcher(given.batcher_url) if given.batcher_url else None
+        requests = Requests(policy, stages, batcher, given.seed) if batcher else None
+        if given.scenario == BATCH_LATENCY and requests is None:
+            raise ValueError(f"scenario {BATCH_LATENCY}: needs --batcher-url, or $RUNBOOKS_SIMULATOR_BATCHER_URL")
+        control = _Control(stages, requests)
         quotas = {model.provisioned_model_id: model.ceiling_units for model in policy.models.values()}
         config = AwsConfig(host=given.host, port=given.port, speed=clock.speed, region=region, model_unit_quotas=quotas)
-        aws = AwsSimulator(config, {"ready": control.ready, "traffic": control.traffic})
+        if given.scenario == BATCH_LATENCY:
+            config = config.model_copy(update={"converse": batch_latency.converse()})
+        routes: dict[str, Route] = {
+            "ready": control.ready,
+            "traffic": control.traffic,
+            "latency": control.latency,
+            "requests": control.requests,
+        }
+        aws = AwsSimulator(config, routes)
     except ValueError as error:
         parser.error(str(error))
     with aws:
@@ -186,13 +243,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=given.seed,
             release_spike=given.scenario == "release-spike",
             scaling_lag=given.scenario == SCALING_LAG,
+            batch_latency=given.scenario == BATCH_LATENCY,
             peak_multiplier=given.peak_multiplier,
             spike_minutes=given.spike_minutes,
             usual_tokens_per_second=given.usual_load,
             event_row=Row(given.event_row),
             **places,
         )
-        world = World(options, clock, policy)
+        world = World(options, clock, policy, stages=stages, requests=requests)
         made = _seed(world, stop)
         if made is None:
             return
@@ -205,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gc.freeze()  # what is loaded stays: the collector's pauses would be part of every answer
         control.opens(world, made)
         _log.info("AWS at %s, business time %s", aws.endpoint_url, clock.business(datetime.now(UTC)).isoformat())
+        if requests is not None and batcher is not None:
+            threading.Thread(target=live, args=(requests, batcher, stop), name="requests", daemon=True).start()
         world.run(stop)
 
 

@@ -10,8 +10,8 @@ import math
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -24,9 +24,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from dataplane.connection import connect
 from dataplane.knobs import Knobs
+from dataplane.metric_data import MOST_VALUES
 from dataplane.routes import Routes
 from domain import timetable
 from domain.alarm_definitions import alarm_definitions, put_metric_alarm
+from domain.batching import Strategy
 from domain.calendar import EVENT_TABLE_KEY, CalendarEvent
 from domain.capacity import MANAGED_BY, MANAGED_BY_TAG
 from domain.clock import RehearsalClock, compress
@@ -36,6 +38,8 @@ from domain.routes import CapacityRoute, CapacityRoutes
 from simulator import scaling_lag
 from simulator.aws.trail import RESIDENT_KEY
 from simulator.mangaassist import Controls, Flow, Parameters, at_rest, step
+from simulator.requests import MEASURED, Requests
+from simulator.stages import Stages
 from simulator.traffic import Spike, Traffic, monday_release
 
 if TYPE_CHECKING:
@@ -50,10 +54,15 @@ EVENT_ID_PREFIX = "monday-release"
 _STEPS_PER_PERIOD = 10
 _PERIODS_BEFORE_START = 10
 """Of metrics, so that graphs are not empty."""
+_PERIODS_OF_WINDOW = 30
+"""For which the batch window of scenario 3 was short, before the start."""
 _LATEST_STEPS_KEPT = 60 * _STEPS_PER_PERIOD
 """Steps that are made up for after a pause of the process; older ones are left out."""
 _LOST_ROUTES_KEPT = timedelta(seconds=5)
 """A list that is missing was lost, as one that is withdrawn is empty: time for its owner to publish it again."""
+
+_Figure = tuple[MetricName, dict[str, str], float | Mapping[float, int]]
+"""A value, or values with counts."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +103,8 @@ class WorldOptions:
     event_row: Row = Row.UNDERSIZED
     scaling_lag: bool = False
     """Scenario 4: an evening ramp over the afternoon's units, with little on-demand quota left for us."""
+    batch_latency: bool = False
+    """Scenario 3: the batch window was short until now."""
 
 
 def metric_period(policy: Policy, speed: float) -> timedelta:
@@ -140,9 +151,18 @@ class World:
     """Use `seed` once AWS answers, then `run` in a thread of its own. The traffic may be changed from any thread."""
 
     def __init__(
-        self, options: WorldOptions, clock: RehearsalClock, policy: Policy, parameters: Parameters | None = None
+        self,
+        options: WorldOptions,
+        clock: RehearsalClock,
+        policy: Policy,
+        parameters: Parameters | None = None,
+        stages: Stages | None = None,
+        requests: Requests | None = None,
     ) -> None:
         """`policy`: as it is written, durations not divided by the clock's speed.
+
+        `requests`: real ones to a batcher; then nothing is published of the model that they, the batcher or Bedrock
+        measure.
 
         Raises:
             ValueError: the clock's speed makes metric periods that cannot be.
@@ -152,6 +172,8 @@ class World:
         self._period = metric_period(policy, clock.speed)
         self._policy = compress(policy, clock.speed)
         self._parameters = parameters or (scaling_lag.PARAMETERS if options.scaling_lag else Parameters())
+        self._stages = stages or Stages(policy.latency)
+        self._requests = requests
         self._redis = connect(options.redis_url)
         self._knobs = Knobs(self._redis, self._policy.baseline)
         self._routes = Routes(self._redis)
@@ -254,6 +276,8 @@ class World:
         for definition in alarm_definitions(self._policy):
             told = topic if definition.tells == "intake" else pages
             self._cloudwatch.put_metric_alarm(**put_metric_alarm(definition, told))
+        if self._options.batch_latency:
+            self._seed_window()
         # The control plane has been alive so far, too.
         heartbeat = CATALOGUE[MetricName.CONTROL_PLANE_HEARTBEAT]
         self._cloudwatch.put_metric_data(
@@ -278,6 +302,18 @@ class World:
                 "RUNBOOKS_PAGE_TOPIC_ARN": pages,
             },
         }
+
+    def _seed_window(self) -> None:
+        """What the batcher showed until it was configured anew: the window that is known to be good."""
+        now, window = datetime.now(UTC), float(self._policy.latency.revert_window_ms)
+        models = sorted({one.model for one in self._policy.intents.values() if one.strategy is Strategy.PACK})
+        data = [
+            datum
+            for model in models
+            for n in range(1, _PERIODS_OF_WINDOW + 1)
+            for datum in self._data(MetricName.BATCH_WINDOW, {"Model": model}, window, now - n * self._period)
+        ]
+        self._cloudwatch.put_metric_data(Namespace=CATALOGUE[MetricName.BATCH_WINDOW].namespace, MetricData=data)
 
     # ------------------------------------------------------------------ traffic
 
@@ -312,7 +348,9 @@ class World:
                 number = max(number, math.floor(time.time() / seconds) - _LATEST_STEPS_KEPT)
                 at = self._clock.business(datetime.fromtimestamp(number * seconds, UTC))
                 offered = self._traffic.offered(at)
-                state, flow = step(state, offered, self._controls(), self._parameters, business_seconds)
+                stages_ms = sum(map(self._stages.p99_ms, self._stages.budgets_ms))
+                parameters = replace(self._parameters, fixed_stages_ms=stages_ms)
+                state, flow = step(state, offered, self._controls(), parameters, business_seconds)
                 flows.append(flow)
                 number += 1
                 if number % _STEPS_PER_PERIOD == 0:
@@ -378,24 +416,36 @@ class World:
         _unless_away("ECS", update)
 
     def _publish(self, flows: list[Flow], at: datetime) -> None:
+        figures: list[_Figure] = [*self._figures(flows), *self._stages.figures()]
+        if self._requests is not None:
+            figures = [figure for figure in figures if figure[0] not in MEASURED] + list(self._requests.figures())
         by_namespace: dict[str, list[MetricDatumTypeDef]] = {}
-        for name, dimensions, value in self._figures(flows):
-            metric = CATALOGUE[name]
-            assert tuple(dimensions) == metric.dimensions
-            datum: MetricDatumTypeDef = {
-                "MetricName": name,
-                "Dimensions": [{"Name": key, "Value": text} for key, text in dimensions.items()],
-                "Timestamp": at,
-                "Value": value,
-                "Unit": metric.unit,  # type: ignore[typeddict-item]
-                "StorageResolution": 60 if self._period >= timedelta(minutes=1) else 1,
-            }
-            by_namespace.setdefault(metric.namespace, []).append(datum)
+        for name, dimensions, value in figures:
+            by_namespace.setdefault(CATALOGUE[name].namespace, []).extend(self._data(name, dimensions, value, at))
         for namespace, data in by_namespace.items():
             _unless_away("CloudWatch", partial(self._cloudwatch.put_metric_data, Namespace=namespace, MetricData=data))
 
+    def _data(
+        self, name: MetricName, dimensions: dict[str, str], value: float | Mapping[float, int], at: datetime
+    ) -> "Iterator[MetricDatumTypeDef]":
+        """As PutMetricData takes it."""
+        metric = CATALOGUE[name]
+        assert tuple(dimensions) == metric.dimensions
+        counts = list(value.items()) if isinstance(value, Mapping) else [(value, 1)]
+        for start in range(0, len(counts), MOST_VALUES):
+            part = counts[start : start + MOST_VALUES]
+            yield {
+                "MetricName": name,
+                "Dimensions": [{"Name": key, "Value": text} for key, text in dimensions.items()],
+                "Timestamp": at,
+                "Values": [value for value, _ in part],
+                "Counts": [count for _, count in part],
+                "Unit": metric.unit,  # type: ignore[typeddict-item]
+                "StorageResolution": 60 if self._period >= timedelta(minutes=1) else 1,
+            }
+
     def _figures(self, flows: list[Flow]) -> list[tuple[MetricName, dict[str, str], float]]:
-        """One period's metrics, each with the value that its statistic gives."""
+        """One period's metrics of the model, each with the value that its statistic gives."""
         steps = len(flows)
         figures: list[tuple[MetricName, dict[str, str], float]] = []
         for name, model in self._policy.models.items():
@@ -411,6 +461,9 @@ class World:
                 (MetricName.TOKENS_PER_SECOND, by_name, sent),
                 (MetricName.CAPACITY_TOKENS_PER_SECOND, by_name, capacity),
             ]
+        figures += [
+            (MetricName.STAGE_LATENCY, {"Stage": name}, self._stages.p99_ms(name)) for name in self._stages.budgets_ms
+        ]
         for intent in flows[0].offered_tokens_per_second:
             offered = sum(flow.offered_tokens_per_second[intent] for flow in flows) / steps
             figures.append((MetricName.OFFERED_TOKENS_PER_SECOND, {"Intent": intent}, offered))
@@ -419,7 +472,9 @@ class World:
         hit_percent = 100 * sum(flow.hits for flow in flows) / requests if requests else 0
         service = {"ClusterName": self._options.ecs_cluster, "ServiceName": self._options.ecs_service}
         calls = sum(model.answered + model.throttled for flow in flows for model in flow.models.values())
-        per_task = calls / sum(flow.seconds for flow in flows) / max(1, self._tasks_running)
+        seconds = sum(flow.seconds for flow in flows)
+        per_task = calls / seconds / max(1, self._tasks_running)
+        load_per_task = requests / seconds / max(1, self._tasks_running)
         return [
             *figures,
             (MetricName.INVOCATIONS_PER_TASK, {}, per_task),
@@ -429,6 +484,7 @@ class World:
             (MetricName.CACHE_HIT_RATE, {}, hit_percent),
             (MetricName.RUNNING_TASK_COUNT, service, self._tasks_running),
             (MetricName.DESIRED_TASK_COUNT, service, self._tasks_desired),
+            (MetricName.CPU_UTILIZATION, service, min(100.0, load_per_task * self._parameters.cpu_percent)),
         ]
 
 

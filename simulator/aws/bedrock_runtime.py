@@ -4,7 +4,6 @@ Shapes and error codes are botocore's; how long it takes and what it can carry i
 """
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -26,7 +25,6 @@ from simulator.aws.world import ENVIRON_KEY, ConverseModel, World
 
 _PATH, _OPERATION = "/model/", "/converse"
 _PACKED = SYSTEM.split("\n", 1)[0]
-_P99_DEVIATIONS = 2.326
 _BURST_SECONDS = 1.0
 """How far a target may be ahead of its rate."""
 _CHARACTERS_PER_TOKEN = 4
@@ -49,14 +47,11 @@ class ConverseResponse(BedrockRuntimeResponse):
         count = len(questions) if questions else 1
         with world.lock:
             model, rate = self._target(world, target)
-            lost = {name for name in questions or () if world.converse_draws.random() < model.lost_share}
-            text = _reply(prompt, questions, lost)
+            text = reply(prompt, questions, model.draw_lost(questions or {}, world.converse_draws))
             spent_in = _tokens(system) + _tokens(prompt)
             spent_out = min(most, max(_tokens(text), model.answer_tokens * count))
             refused = not _admits(world, target, rate, spent_in + spent_out)
-            spread = math.log(model.p99_ms / model.median_ms) / _P99_DEVIATIONS
-            latency_ms = model.median_ms * math.exp(world.converse_draws.gauss(0, spread))
-            latency_ms *= 1 + model.growth_per_question * (count - 1)
+            latency_ms = model.draw_latency_ms(count, world.converse_draws)
         if refused:
             self._record(world, model.model_id, {"InvocationThrottles": (1, "Count")})
             raise AwsError("ThrottlingException", "Too many tokens, please wait before trying again.")
@@ -137,7 +132,8 @@ def _questions(prompt: str) -> dict[str, str] | None:
     return asked if isinstance(asked, dict) else None
 
 
-def _reply(prompt: str, questions: dict[str, str] | None, lost: set[str]) -> str:
+def reply(prompt: str, questions: dict[str, str] | None, lost: set[str]) -> str:
+    """A text that answers the prompt, or all of its packed questions but the lost ones."""
     if questions is None:
         return f"Simulated answer to: {prompt}"
     entries = [

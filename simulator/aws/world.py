@@ -3,8 +3,10 @@
 It travels in the WSGI environment of every request, so that moto's response classes find it without a global.
 """
 
+import math
 import random
 import threading
+from collections.abc import Collection
 from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +19,7 @@ from simulator.aws.trail import Trail
 ACCOUNT_ID = "123456789012"
 """moto's account for every access key that IAM did not make."""
 ENVIRON_KEY = "simulator.aws.world"
+_P99_DEVIATIONS = 2.326
 
 
 def _quotas() -> dict[str, int]:
@@ -40,10 +43,25 @@ class ConverseModel(BaseModel):
     tokens_per_second_per_unit: float = Field(gt=0)
     on_demand_tokens_per_second: float = Field(ge=0)
     lost_share: float = Field(default=0, ge=0, le=1)
-    """Of packed questions, left out of the answer."""
+    """Of packed questions, left out of the answer, ..."""
+    lost_from: int = Field(default=1, ge=1)
+    """... where so many are packed."""
+
+    def draw_latency_ms(self, questions: int, draws: random.Random) -> float:
+        """Of one call."""
+        spread = math.log(self.p99_ms / self.median_ms) / _P99_DEVIATIONS
+        latency_ms = self.median_ms * math.exp(draws.gauss(0, spread))
+        return latency_ms * (1 + self.growth_per_question * (questions - 1))
+
+    def draw_lost(self, names: Collection[str], draws: random.Random) -> set[str]:
+        """Which of the packed questions an answer leaves out."""
+        if len(names) < self.lost_from:
+            return set()
+        return {name for name in names if draws.random() < self.lost_share}
 
 
-def _converse() -> dict[str, ConverseModel]:
+def converse_models() -> dict[str, ConverseModel]:
+    """The models of the policy's defaults, by their short names."""
     latency = {"sonnet": (1500, 2100), "haiku": (250, 350)}  # P99: scenario 3; medians are assumed
     return {
         name: ConverseModel(
@@ -75,7 +93,7 @@ class AwsConfig(BaseModel):
     task_start: ScaledDuration = timedelta(minutes=1)
     """How long a batch of ECS tasks takes from placement to running."""
     tasks_per_batch: int = Field(default=10, ge=1)
-    converse: dict[str, ConverseModel] = Field(default_factory=_converse)
+    converse: dict[str, ConverseModel] = Field(default_factory=converse_models)
     """The models that answer Converse, by a short name."""
     alarm_tick: timedelta = timedelta(milliseconds=250)
     """How often alarms are evaluated, in real time."""

@@ -30,10 +30,11 @@ from domain.clock import RehearsalClock
 from domain.evidence import Evidence, EvidenceKey, Reading, Value
 from domain.knobs import Holder, KnobName, LeaseRequest
 from domain.metrics import BATCHERS, CATALOGUE, OURS, MetricName
-from domain.policy import Policy
+from domain.policy import Policy, Signal
 from domain.runbooks.throttle import TREE
 from domain.trees import diagnose
 from simulator.aws.trail import RESIDENT_NAME
+from simulator.stages import SYSTEMS
 from simulator.traffic import TOKYO
 from simulator.world import Row, World, WorldOptions, metric_period, release_event
 from tests.servers import ValkeyServer, free_port
@@ -189,11 +190,17 @@ def test_every_metric_of_the_catalogue_is_published(rehearsal: Rehearsal) -> Non
         "ClusterName": "mangaassist",
         "ServiceName": "orchestrator",
     }
+    for name in SYSTEMS:
+        signal: Signal = getattr(POLICY.latency.systems, name)
+        known |= dict(zip(CATALOGUE[signal.metric].dimensions, signal.dimensions, strict=True))
     without_batcher = {MetricName.CACHE_HIT_RATE, MetricName.BEDROCK_QUEUE_DEPTH}
     for name, metric in CATALOGUE.items():
         if name in OURS | (BATCHERS - without_batcher):
             continue
-        newest = partial(rehearsal.newest, name, **{key: known[key] for key in metric.dimensions})
+        where = {key: known[key] for key in metric.dimensions}
+        if name is MetricName.STAGE_LATENCY:
+            where = {"Stage": "retrieval"}
+        newest = partial(rehearsal.newest, name, **where)
         eventually(newest, lambda value: value is not None)
     eventually(
         lambda: rehearsal.newest(MetricName.RUNNING_TASK_COUNT, ClusterName="mangaassist", ServiceName="orchestrator"),
