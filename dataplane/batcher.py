@@ -412,15 +412,26 @@ class Batcher:
         deadline = max(item.deadline for item in items)
         requests = [item.request for item in items]
         results: Sequence[Answer | RequestRefused]
+        early: dict[int, Answer] = {}
+
+        def ready(request: Request, answer: Answer) -> None:
+            for place, item in enumerate(items):
+                if item.request is request:
+                    early[place] = answer
+                    item.settle(answer)
+
+        def all_but_early(refused: RequestRefused) -> list[Answer | RequestRefused]:
+            return [early.get(place, refused) for place in range(len(items))]
+
         try:
             async with asyncio.timeout_at(deadline):
-                results = await self._sender.send(Batch(lane.model, requests, deadline))
+                results = await self._sender.send(Batch(lane.model, requests, deadline, ready))
             if len(results) != len(items):
                 raise ValueError(f"{len(results)} results for {len(items)} requests")
         except TimeoutError:
-            results = [RequestRefused(Refusal.DEADLINE, "no answer came until the deadline")] * len(items)
+            results = all_but_early(RequestRefused(Refusal.DEADLINE, "no answer came until the deadline"))
         except Exception as error:  # whatever it is, those who wait must hear of it
-            results = [RequestRefused(Refusal.FAILED, f"{type(error).__name__}: {error}")] * len(items)
+            results = all_but_early(RequestRefused(Refusal.FAILED, f"{type(error).__name__}: {error}"))
         finally:
             self._free[lane.model] += 1
             self._pending -= len(items)

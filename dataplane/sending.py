@@ -7,7 +7,7 @@ long as it was told, within the deadline. A batch that Bedrock rejects is halved
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
@@ -134,7 +134,7 @@ class Sending:
             if refused.refusal is not Refusal.INVALID:
                 return [refused] * len(requests)
             half = len(requests) // 2
-            parts = (Batch(batch.model, part, batch.deadline) for part in (requests[:half], requests[half:]))
+            parts = (replace(batch, requests=part) for part in (requests[:half], requests[half:]))
             first, second = await asyncio.gather(*map(self.send, parts))
             return [*first, *second]
         answers = split(reply.text, questions)
@@ -154,6 +154,9 @@ class Sending:
         for name, request in named.items():
             self._packed(request.intent, name in answers)
         again = [(name, request) for name, request in named.items() if name not in answers]
+        for name, answer in results.items() if again else ():
+            if isinstance(answer, Answer):
+                batch.ready(named[name], answer)
         singles = await asyncio.gather(*(self._alone(request, batch) for _, request in again))
         results |= dict(zip((name for name, _ in again), singles, strict=True))
         return [results[name] for name in named]

@@ -4,7 +4,7 @@ Bedrock has no synchronous call for several requests, so a batch is several shor
 several identical ones that share one call. Times are seconds on the batcher's own clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -94,6 +94,8 @@ class Batch:
     requests: Sequence[Request]
     deadline: float
     """The latest of the requests': nobody waits for an answer after it."""
+    ready: Callable[[Request, Answer], None] = lambda request, answer: None
+    """Takes an answer that is there while mates are asked again: nobody waits for another's second call."""
 
 
 class Sender(Protocol):

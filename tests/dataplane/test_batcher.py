@@ -97,6 +97,30 @@ def virtually(test: Test) -> Callable[[], None]:
 
 
 @virtually
+async def test_nobody_waits_for_a_mates_second_call_or_loses_his_answer_to_it() -> None:
+    class AsksAgain(Fake):
+        async def send(self, batch: Batch) -> Sequence[Answer | RequestRefused]:
+            await asyncio.sleep(CALL)
+            for request in batch.requests[1:]:
+                batch.ready(request, answer_to(request, batch))
+            await asyncio.sleep(CALL if batch.requests[0].prompt == "slow" else 1000)
+            return [answer_to(request, batch) for request in batch.requests]
+
+    core = batcher(AsksAgain())
+    for lost in ("slow", "never"):
+        began = now()
+        asked = [core.submit(request(prompt)) for prompt in (lost, "b", "c", "d")]
+        mates = await asyncio.gather(*asked[1:])
+        assert [answer.text for answer in mates] == ["B", "C", "D"]
+        assert now() - began == CALL
+        [first] = await asyncio.gather(asked[0], return_exceptions=True)
+        assert isinstance(first, Answer if lost == "slow" else RequestRefused)
+        assert now() - began == pytest.approx(2 * CALL if lost == "slow" else 10, abs=0.02)
+    await asyncio.sleep(1)
+    assert core.pending == 0
+
+
+@virtually
 async def test_a_batch_leaves_when_its_window_ends_or_it_is_full() -> None:
     fake = Fake()
     core = batcher(fake)

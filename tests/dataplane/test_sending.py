@@ -81,6 +81,22 @@ def test_what_the_split_does_not_give_is_asked_again_alone() -> None:
     assert world.lost == {("faq", False): 2}
 
 
+def test_what_is_there_does_not_wait_for_what_is_asked_again() -> None:
+    def acts(target: Target, system: str, prompt: str) -> str:
+        return good(system, json.dumps({k: v for k, v in json.loads(prompt).items() if v != "b"}) if system else prompt)
+
+    async def go() -> None:
+        world, found = World(acts), dict[str, float]()
+        sending = Sending(world, lambda model: None, MODELS, frozenset(), lambda intent, kept: None, Random(1))
+        clock = asyncio.get_running_loop().time
+        asked = [Request("faq", prompt, 100, 10) for prompt in "abc"]
+        batch = Batch("sonnet", asked, 10, lambda request, answer: found.update({request.prompt: clock()}))
+        assert texts(list(await sending.send(batch))) == ["about a", "about b", "about c"]
+        assert (found, clock()) == ({"a": 0.1, "c": 0.1}, 0.2)
+
+    run_virtually(go())
+
+
 def test_a_bad_item_fails_alone() -> None:
     def acts(target: Target, system: str, prompt: str) -> str:
         if "poison" in prompt:
