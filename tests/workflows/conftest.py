@@ -11,6 +11,7 @@ import redis
 
 from tests.servers import TemporalServer
 from tests.workflows.capacity_stack import Stack, running
+from tests.workflows.handing import Handing, handing
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +32,10 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     async with running(temporal, redis_client, aws_server, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+async def play(temporal: TemporalServer, redis_client: redis.Redis) -> AsyncIterator[Handing]:
+    """An incident whose levers are in a real ledger."""
+    async with handing(temporal, redis_client) as play:
+        yield play

@@ -11,14 +11,16 @@ from typing import Any, Literal
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.cloudwatch import measures
 from activities.decisions import DecisionActivities
+from activities.latency import KEYS
 from domain.alarms import AlarmChange, AlarmState
 from domain.calendar import CalendarEvent
 from domain.capacity import Demand, DemandOutcome, ProvisionedModel, Survey, Surveyed, merged
 from domain.clock import RehearsalClock
 from domain.errors import ErrorKind
 from domain.evidence import Check, Evidence, EvidenceKey, Reading, Value
-from domain.incident import RecoveryCheck
+from domain.incident import BudgetRow, RecoveryCheck
 from domain.knobs import Lease, Refusal, baseline_value
 from domain.load import LoadSnapshot, ModelLoad, total_offered
 from domain.messages import (
@@ -34,14 +36,17 @@ from domain.messages import (
     CheckCalendar,
     CheckCapacity,
     CheckChanges,
+    CheckSystem,
     CheckTasks,
     CreateModel,
     DeleteModel,
     FleetUnits,
+    GuardRelease,
     IncidentAssessment,
     KnobState,
     KnobStates,
     LoadQuery,
+    MeasureBudget,
     Page,
     PolicySnapshot,
     ReadKnobs,
@@ -57,13 +62,13 @@ from domain.messages import (
     WatchRelease,
     WithdrawDemand,
 )
-from domain.mitigation import effects, recovery_checks
+from domain.mitigation import Guard, effects
 from domain.override import has_caught_up
 from domain.people import Role, Roster
 from domain.planner import plan as capacity_plan
 from domain.policy import Policy
 from domain.routes import CapacityRoutes
-from domain.runbooks import scaling_lag, throttle
+from domain.runbooks import latency, scaling_lag, throttle
 
 START = datetime(2026, 11, 29, 15, 5, tzinfo=UTC)
 """Monday 00:05 in Tokyo."""
@@ -115,10 +120,16 @@ CALM = load(0.3, throttles=0)
 """The traffic has passed: every lever may go."""
 
 
-def alarm(state: AlarmState, at: datetime, message_id: str) -> AlarmChange:
-    """A change of scenario 1's alarm."""
+def slow(p99_ms: float, queue_wait_ms: float) -> LoadSnapshot:
+    """Scenario 3's evening: no throttles, and answers as slow as that."""
+    models = {"sonnet": ModelLoad(sent_tokens_per_second=9_000, throttles=0, queue_wait_ms=queue_wait_ms)}
+    return CALM.model_copy(update={"p99_ms": p99_ms, "models": {**CALM.models, **models}})
+
+
+def alarm(state: AlarmState, at: datetime, message_id: str, alarm_name: str = "BedrockThrottleSonnet") -> AlarmChange:
+    """A change of scenario 1's alarm, or another."""
     return AlarmChange(
-        alarm_name="BedrockThrottleSonnet",
+        alarm_name=alarm_name,
         state=state,
         reason="Threshold Crossed: 3 datapoints were greater than the threshold (10.0).",
         changed_at=at,
@@ -146,6 +157,11 @@ class FakeWorld:
         """What the next waits for units find in the end; what they wait for when there is none."""
         self.capacity: CapacityState | None = None
         """What the capacity workflow says."""
+        self.latency = {"queue_wait_ms": 480.0, "queue_depth": 7.0, "window_ms": 500.0, "window_before_ms": 150.0}
+        """What the batcher says in a latency incident, ..."""
+        self.systems = {"redis_read_us": 400.0, "redis_connections": 900.0, "opensearch_ms": 90.0}
+        self.systems |= {"dynamodb_ms": 6.0, "integration_ms": 40.0}
+        """... and the other systems."""
         self.refused: dict[str, ErrorKind] = {}
         """Activities that fail, not to be tried again."""
         self.fleet = [
@@ -215,6 +231,40 @@ class FakeWorld:
             units_in_service=self.units,
             checks=[self._plumbing()] if lags else [],
         )
+
+    @activity.defn
+    async def assess_latency(self, request: AssessIncident) -> IncidentAssessment:
+        self._saw(request)
+        snapshot, check = request.snapshot or self.snapshot, _check("Batcher", **self.latency)
+        return IncidentAssessment(
+            snapshot=snapshot,
+            load=self.load,
+            plan=latency.plan(check.evidence, snapshot.policy, request.now),
+            runbook="latency",
+            checks=[check],
+            budget=self._budget(snapshot.policy),
+        )
+
+    @activity.defn
+    async def check_system(self, request: CheckSystem) -> list[Check]:
+        self._saw(request)
+        keys = [KEYS[signal.metric] for signal in request.signals]
+        return [_check(request.name, **{key: self.systems[key] for key in keys})]
+
+    @activity.defn
+    async def measure_budget(self, request: MeasureBudget) -> list[BudgetRow]:
+        self._saw(request)
+        return self._budget(request.policy)
+
+    @activity.defn
+    async def guard_window(self, request: GuardRelease) -> Guard:
+        self._saw(request)
+        policy = self.snapshot.policy
+        return latency.guard(policy.latency.revert_window_ms, self.latency["window_ms"], request.load, policy)
+
+    def _budget(self, policy: Policy) -> list[BudgetRow]:
+        measured = {latency.TOTAL: self.load.p99_ms, latency.QUEUE_WAIT: self.load.model(MODEL).queue_wait_ms}
+        return latency.budget(measured, MODEL, policy)
 
     def _plumbing(self) -> Check:
         return _check(
@@ -444,4 +494,4 @@ def _check(name: str, **values: Value) -> Check:
 
 
 def _checks(query: RecoveryQuery, seen: LoadSnapshot, before: Collection[RecoveryCheck]) -> list[RecoveryCheck]:
-    return recovery_checks(query.model, seen, query.recovery, before, query.p99_before_ms)
+    return measures(query, seen, before)

@@ -73,7 +73,7 @@ from domain.messages import (
     override_id,
 )
 from domain.override import OverrideKind
-from domain.policy import LadderPolicy, Policy
+from domain.policy import AlarmRunbook, LadderPolicy, Policy
 from domain.pre_provisioning import EVENT_CHANGED, EVENT_WORKFLOW, EventInput, event_workflow_id
 from tests.servers import TemporalServer
 from tests.workflows.fake_events import FakeEvents
@@ -87,6 +87,7 @@ from tests.workflows.fakes import (
     FakeWorld,
     activities_of,
     alarm,
+    slow,
 )
 from workers.runbook_worker import WORKFLOWS
 from workers.temporal import runbook_plugin
@@ -116,6 +117,16 @@ POLICY = _DEFAULT.model_copy(
 """The default, with the waits that a path sits out cut to seconds."""
 
 
+FIXED = POLICY.model_copy(
+    update={
+        "batcher": POLICY.batcher.model_copy(update={"controller": "fixed"}),
+        "knobs": {**POLICY.knobs, KnobName.BATCH_WINDOW_MS: 500},
+        "latency": POLICY.latency.model_copy(update={"verify_within": SECOND / 2}),
+    }
+)
+"""The same, with a window that was guessed."""
+
+
 class Play:
     """One incident with everything of it, on a server of its own."""
 
@@ -124,11 +135,12 @@ class Play:
         self.world = FakeWorld(POLICY)
         self.started_at = datetime.now(UTC)
 
-    async def opens(self, *, runbook: bool = True) -> None:
+    async def opens(self, runbook: AlarmRunbook | None = "throttle") -> None:
         """The alarm comes; until the incident waits for recovery (or for people)."""
+        keys = {"throttle": KEY, "latency": "latency-regression:mangaassist"}
         input = IncidentInput(
-            key=KEY if runbook else "triage:Unknown",
-            runbook="throttle" if runbook else None,
+            key=keys[runbook] if runbook else "triage:Unknown",
+            runbook=runbook,
             model=MODEL if runbook else None,
             alarm=alarm(AlarmState.ALARM, datetime.now(UTC), "message-1"),
         )
@@ -165,6 +177,13 @@ class Play:
     async def alarms(self, state: AlarmState) -> None:
         """The alarm changes."""
         await self.incident.signal(ALARM_CHANGED, alarm(state, datetime.now(UTC), uuid4().hex))
+
+    async def releases_overrides(self) -> None:
+        """What was kept goes."""
+        running = f"WorkflowType = '{OVERRIDE_WORKFLOW}' AND ExecutionStatus = 'Running'"
+        async for execution in self.client.list_workflows(running):
+            request, handle = PersonRequest(who=APPROVER, why="recorded"), self.client.get_workflow_handle(execution.id)
+            await handle.execute_update(RELEASE, request, result_type=UpdateResult)
 
     async def reaches(self, phase: Phase) -> None:
         await self.until(lambda record: record.phase is phase)
@@ -270,8 +289,37 @@ async def scaling_lag(play: Play) -> None:
     await play.approved()
 
 
+async def latency_kept(play: Play) -> None:
+    """A window that was the fault: reverted, kept as a standing override."""
+    play.world.snapshot = play.world.snapshot.model_copy(update={"policy": FIXED})
+    play.world.load = slow(4_200, 480)
+    await play.opens("latency")
+    play.world.load = slow(2_600, 140)
+    play.world.verdicts.append(("recovered", play.world.load))
+    await play.reaches(Phase.AWAITING_DECISION)
+    keep = KeepRequest(who=APPROVER, why="the configured value was the fault", lever=LeverName.BATCH_WINDOW)
+    await play.asks(APPROVE_KEEP, APPROVER, request=keep)
+    await play.reaches(Phase.CLOSED)
+    await play.releases_overrides()
+
+
+async def latency_elsewhere(play: Play) -> None:
+    """Redis is slow: no lever, and the incident ends by itself; looked at twice."""
+    play.world.latency |= {"queue_wait_ms": 140.0, "window_ms": 150.0}
+    play.world.systems["redis_read_us"] = 9_000.0
+    play.world.load = slow(4_200, 140)
+    play.world.snapshot = play.world.snapshot.model_copy(update={"policy": FIXED})
+    await play.opens("latency")
+    await play.until(lambda record: record.diagnosis is not None)
+    play.world.verdicts.append(("gave-up", play.world.load))
+    await play.until(lambda record: "looked for anew" in str(record.timeline))
+    play.world.load = slow(2_600, 140)
+    play.world.verdicts.append(("recovered", play.world.load))
+    await play.reaches(Phase.CLOSED)
+
+
 async def triage(play: Play) -> None:
-    await play.opens(runbook=False)
+    await play.opens(None)
     await play.asks(ACKNOWLEDGE, ENGINEER)
     await play.alarms(AlarmState.OK)
 
@@ -311,11 +359,7 @@ async def kept(play: Play) -> None:
     await play.asks(APPROVE_KEEP, APPROVER, "not-possible", capacity)
     await play.approved()
     await play.reaches(Phase.CLOSED)
-    async for execution in play.client.list_workflows(
-        f"WorkflowType = '{OVERRIDE_WORKFLOW}' AND ExecutionStatus = 'Running'"
-    ):
-        request = PersonRequest(who=APPROVER, why="recorded")
-        await play.client.get_workflow_handle(execution.id).execute_update(RELEASE, request, result_type=UpdateResult)
+    await play.releases_overrides()
 
 
 async def taken_over(play: Play) -> None:
@@ -406,6 +450,8 @@ PATHS: dict[str, Callable[[Play], Awaitable[None]]] = {
         lever_failed,
         alarm_returned,
         scaling_lag,
+        latency_kept,
+        latency_elsewhere,
         triage,
         override,
         kept,

@@ -25,6 +25,7 @@ from domain.messages import (
     CAPACITY_WORKFLOW,
     CLEANUP_WORKFLOW,
     INCIDENT_WORKFLOW,
+    LATENCY_REGRESSION_WORKFLOW,
     OVERRIDE_WORKFLOW,
     SCALING_LAG_MITIGATION_WORKFLOW,
     THROTTLE_MITIGATION_WORKFLOW,
@@ -60,9 +61,12 @@ def test_every_path_is_recorded() -> None:
 async def test_a_recorded_history_replays(path: Path) -> None:
     types = await replay(read(path))
     throttled = {INCIDENT_WORKFLOW, THROTTLE_MITIGATION_WORKFLOW, CLEANUP_WORKFLOW, CAPACITY_WORKFLOW}
+    slow = {INCIDENT_WORKFLOW, LATENCY_REGRESSION_WORKFLOW, CLEANUP_WORKFLOW}
     special = {
         "triage": {INCIDENT_WORKFLOW},
         "scaling_lag": throttled - {THROTTLE_MITIGATION_WORKFLOW} | {SCALING_LAG_MITIGATION_WORKFLOW},
+        "latency_kept": slow | {OVERRIDE_WORKFLOW},
+        "latency_elsewhere": slow,
         "override": {OVERRIDE_WORKFLOW},
         "event": {EVENT_WORKFLOW, CAPACITY_WORKFLOW},
         "short_of_units": {CAPACITY_WORKFLOW},

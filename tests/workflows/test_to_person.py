@@ -1,21 +1,9 @@
 """Levers that go from an incident to a person, on a real Temporal and a real ledger: no gap, an owner, and an end."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import pytest
-import redis
-from temporalio.client import Client
-from temporalio.worker import Worker
-
-from activities.entities import EntityActivities
-from activities.leases import LeaseActivities
-from dataplane.ledger import Ledger
-from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
-from domain.knobs import KnobName, KnobValue
+from domain.incident import LeverName, LeverStatus, Phase
+from domain.knobs import KnobName
 from domain.messages import (
     APPROVE_KEEP,
     CAPACITY_STATE,
@@ -30,48 +18,9 @@ from domain.messages import (
     capacity_id,
 )
 from domain.override import OverrideKind, OverrideRecord
-from tests.servers import TemporalServer
-from tests.workflows.fakes import APPROVER, ENGINEER, MODEL, activities_of
-from tests.workflows.record_histories import POLICY, SECOND, Play
-from workers.runbook_worker import WORKFLOWS
-from workers.temporal import runbook_plugin
-
-
-class Handing(Play):
-    """An incident whose levers are in a real ledger."""
-
-    def __init__(self, client: Client, ledger: Ledger) -> None:
-        super().__init__(client)
-        self.ledger = ledger
-
-    def value(self, knob: KnobName) -> KnobValue:
-        return self.ledger.effective(knob, POLICY.baseline)
-
-    async def record(self) -> IncidentRecord:
-        record: IncidentRecord = await self.incident.query(RECORD, result_type=IncidentRecord)
-        return record
-
-    async def soon(self, what: Callable[[], object]) -> None:
-        give_up_at = time.monotonic() + 15
-        while not what():
-            assert time.monotonic() < give_up_at, "it never came true"
-            await asyncio.sleep(0.02)
-
-
-@pytest.fixture
-async def play(temporal: TemporalServer, redis_client: redis.Redis) -> AsyncIterator[Handing]:
-    client = await Client.connect(temporal.address, plugins=[runbook_plugin()])
-    play = Handing(client, Ledger(redis_client))
-    leases = LeaseActivities(play.ledger)
-    around = [
-        getattr(leases, one.__name__, one)
-        for one in activities_of(play.world, EntityActivities(lambda: play.world.snapshot))
-    ]
-    with ThreadPoolExecutor(8) as threads:
-        worker = Worker(client, task_queue=MODEL, workflows=WORKFLOWS, activities=around, activity_executor=threads)
-        async with worker:
-            yield play
-            await play.histories()
+from tests.workflows.fakes import APPROVER, ENGINEER, MODEL
+from tests.workflows.handing import Handing
+from tests.workflows.record_histories import POLICY, SECOND
 
 
 async def test_a_lever_is_kept_without_a_gap_as_the_approvers_standing_override(play: Handing) -> None:
