@@ -51,4 +51,5 @@ class InvokeActivities:
             input_tokens=answer.input_tokens,
             output_tokens=answer.output_tokens,
             batch_size=answer.batch_size,
+            cached=answer.cached,
         )

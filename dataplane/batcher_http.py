@@ -175,6 +175,7 @@ def _answered(answer: Answer) -> Response:
             "input_tokens": answer.input_tokens,
             "output_tokens": answer.output_tokens,
             "batch_size": answer.batch_size,
+            "cached": answer.cached,
         }
     )
 

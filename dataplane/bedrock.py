@@ -1,10 +1,11 @@
 """Calls Bedrock's Converse for the batcher, a thread for each call in flight."""
 
 import asyncio
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from dataplane.sending import Gone, Rejected, Reply, Target, Throttled, Unavailable
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 _THROTTLED = {"ThrottlingException", "TooManyRequestsException", "ServiceQuotaExceededException"}
 _GONE = {"ResourceNotFoundException", "AccessDeniedException"}
 _REJECTED = {"ValidationException", "ModelErrorException"}
+_NO_SUCH_MODEL = "model identifier is invalid"
+"""Of a ValidationException that speaks of the target, not of the request."""
+_MOST_TOKENS = 10_000_000
+"""More than any model takes or gives."""
 
 
 class BedrockBackend:
@@ -57,24 +62,35 @@ class BedrockBackend:
             if code in _THROTTLED:
                 headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
                 raise Throttled(_seconds(headers.get("retry-after"))) from error
-            if code in _GONE:
+            if code in _GONE or (code == "ValidationException" and _NO_SUCH_MODEL in message):
                 raise Gone(f"{request['modelId']}: {code}: {message}") from error
             if code in _REJECTED:
                 raise Rejected(f"{code}: {message}") from error
             raise Unavailable(f"{code}: {message}") from error
-        except BotoCoreError as error:
-            raise Unavailable(str(error)) from error
-        try:
-            parts = answer["output"]["message"]["content"]
-            text = "".join(part["text"] for part in parts if "text" in part)
-            usage = answer["usage"]
-            return Reply(text, usage["inputTokens"], usage["outputTokens"])
-        except (KeyError, TypeError) as error:
-            raise Unavailable(f"the answer has no {error}") from error
+        except Exception as error:  # botocore's, and what its parser says of an answer that is none
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+        return _reply(answer)
+
+
+def _reply(answer: Any) -> Reply:
+    """What the answer says, believed only if it is one: text, and tokens that are counted."""
+    try:
+        text = "".join(part["text"] for part in answer["output"]["message"]["content"] if "text" in part)
+        used = answer["usage"]["inputTokens"], answer["usage"]["outputTokens"]
+    except (KeyError, TypeError) as error:
+        raise Unavailable(f"the answer is none: {type(error).__name__}: {error}") from error
+    if not text.strip():
+        raise Unavailable("the answer has no text")
+    if not all(type(tokens) is int and 0 <= tokens <= _MOST_TOKENS for tokens in used):
+        raise Unavailable(f"the answer used {used} tokens")
+    return Reply(text, *used)
 
 
 def _seconds(header: str | None) -> float | None:
+    """Of a Retry-After header. AWS documents none for Bedrock and asks for backoff with jitter (Bedrock user guide,
+    "Troubleshooting API error codes"); a proxy or a later Bedrock may send one."""
     try:
-        return max(0.0, float(header)) if header is not None else None
+        seconds = float(header) if header is not None else -1.0
     except ValueError:
         return None
+    return seconds if 0 < seconds < math.inf else None

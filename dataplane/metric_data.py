@@ -36,6 +36,7 @@ def metric_data(meter: BatchMeter, since: Totals, at: datetime, resolution_secon
         *((MetricName.BATCH_WINDOW, (model,), {window.seconds * 1000: 1}) for model, window in packing.items()),
         *((MetricName.BATCH_LATENCY, key, counts) for key, counts in since.latency_ms.items()),
         *((MetricName.TOKENS_PER_INTENT, key, counts) for key, counts in since.tokens.items()),
+        *((MetricName.BATCHER_CALLS, (model,), {count: 1}) for model, count in since.calls.items()),
         *((MetricName.BATCHER_THROTTLES, (model,), {count: 1}) for model, count in since.throttles.items()),
         *((MetricName.COALESCED_REQUESTS, (intent,), {count: 1}) for intent, count in since.coalesced.items()),
         *((MetricName.SHED_REQUESTS, (reason,), {count: 1}) for reason, count in shed.items()),

@@ -71,7 +71,7 @@ class ResponseCache:
             early = -took * math.log(1 - self._random.random())
             if age + early >= self._ttl_seconds():
                 return None
-            return Answer(str(text), str(model), 0, 0)
+            return Answer(str(text), str(model), 0, 0, cached=True)
         except (ValueError, TypeError):
             return None
 

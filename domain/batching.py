@@ -84,6 +84,8 @@ class Answer:
     seconds: float | None = None
     """That this call took, without those before it that were refused or failed, and the waits between; None: the sender
     made no others."""
+    cached: bool = False
+    """From the response cache: no call was made for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Invoke(BaseModel):
 
 
 class Invoked(BaseModel):
-    """Its answer, with the tokens that the response itself counts; none of them: it came from the cache."""
+    """Its answer, with the tokens that the response itself counts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,3 +33,5 @@ class Invoked(BaseModel):
     input_tokens: int
     output_tokens: int
     batch_size: int
+    cached: bool = False
+    """From the response cache: it used no tokens."""

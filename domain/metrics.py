@@ -44,6 +44,7 @@ class MetricName(StrEnum):
     BATCH_WINDOW = "BatchWindow"
     BATCH_LATENCY = "BatchInvocationLatency"
     TOKENS_PER_INTENT = "TokensPerIntent"
+    BATCHER_CALLS = "BatcherCalls"
     BATCHER_THROTTLES = "BatcherThrottles"
     COALESCED_REQUESTS = "CoalescedRequests"
     SHED_REQUESTS = "ShedRequests"
@@ -189,6 +190,7 @@ _ALL = (
         "Intent",
         "Direction",
     ),
+    _manga(MetricName.BATCHER_CALLS, "Count", "Sum", "the batcher's calls to Bedrock, refused ones included", "Model"),
     _manga(
         MetricName.BATCHER_THROTTLES,
         "Count",
@@ -269,6 +271,7 @@ BATCHERS = frozenset(
         MetricName.BATCH_WINDOW,
         MetricName.BATCH_LATENCY,
         MetricName.TOKENS_PER_INTENT,
+        MetricName.BATCHER_CALLS,
         MetricName.BATCHER_THROTTLES,
         MetricName.COALESCED_REQUESTS,
         MetricName.SHED_REQUESTS,

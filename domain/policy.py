@@ -461,7 +461,7 @@ class BatchTableRow(Section):
 
 
 class BatcherPolicy(Section):
-    """The micro-batcher (S3). Technical durations: none is scaled. Stages and batch size stand in `latency`."""
+    """The micro-batcher (S3). Technical durations, save `publish_every`. Stages and batch size stand in `latency`."""
 
     controller: Literal["fixed", "table", "slo"] = "slo"
     """`fixed`: the window is the knob `batch_window_ms`. `table`: the runbook's. `slo`: from measured latency and
@@ -506,8 +506,8 @@ class BatcherPolicy(Section):
     """A longer answer is not cached."""
     cache_timeout: timedelta = Field(default=timedelta(milliseconds=50), gt=timedelta(0))
     """A request waits no longer for the cache."""
-    publish_every: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
-    """Metrics."""
+    publish_every: Annotated[ScaledDuration, Field(gt=timedelta(0))] = timedelta(seconds=10)
+    """Metrics; with the metric period, in which alarms look at them, in a rehearsal's time."""
 
     @field_validator("table")
     @classmethod

@@ -54,6 +54,8 @@ class ConverseResponse(BedrockRuntimeResponse):
             latency_ms = model.draw_latency_ms(count, world.converse_draws)
         if refused:
             self._record(world, model.model_id, {"InvocationThrottles": (1, "Count")})
+            if model.retry_after_seconds is not None:
+                self.response_headers["Retry-After"] = str(model.retry_after_seconds)
             raise AwsError("ThrottlingException", "Too many tokens, please wait before trying again.")
         world.stopping.wait(latency_ms / 1000)
         figures = {

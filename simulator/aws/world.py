@@ -46,6 +46,8 @@ class ConverseModel(BaseModel):
     """Of packed questions, left out of the answer, ..."""
     lost_from: int = Field(default=1, ge=1)
     """... where so many are packed."""
+    retry_after_seconds: int | None = Field(default=None, ge=1)
+    """Sent with a throttle as `Retry-After`; None: without, as Bedrock's are (AWS documents none)."""
 
     def draw_latency_ms(self, questions: int, draws: random.Random) -> float:
         """Of one call."""

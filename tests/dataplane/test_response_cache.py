@@ -64,7 +64,7 @@ async def test_an_answer_is_kept_for_its_question_alone_and_as_long_as_the_knob_
 ) -> None:
     assert await kept.cache.get(QUESTION) is None
     await kept.put()
-    assert await kept.cache.get(QUESTION) == Answer("By post. 本", "sonnet", 0, 0)
+    assert await kept.cache.get(QUESTION) == Answer("By post. 本", "sonnet", 0, 0, cached=True)
     for other in (
         Request("greeting", QUESTION.prompt, 100, 10),
         Request("faq", "How do I return a book", 100, 10),

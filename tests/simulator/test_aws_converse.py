@@ -126,6 +126,21 @@ def test_each_target_throttles_above_its_own_tokens_a_second(account: Account, a
     assert refusal(account, prompt="x") == ("ThrottlingException", 429)
 
 
+def test_a_throttle_says_when_to_come_again_only_where_it_is_told_to(account: Account) -> None:
+    """AWS documents no Retry-After for Bedrock: "Troubleshooting API error codes" asks for backoff with jitter."""
+
+    def headers() -> dict[str, str]:
+        with pytest.raises(ClientError) as refused:
+            converse(account, "x")
+        found: dict[str, str] = refused.value.response["ResponseMetadata"]["HTTPHeaders"]
+        return found
+
+    account.control("POST", "converse", {"sonnet": {"on_demand_tokens_per_second": 0}})
+    assert "retry-after" not in headers()
+    account.control("POST", "converse", {"sonnet": {"retry_after_seconds": 3}})
+    assert headers()["retry-after"] == "3"
+
+
 def test_what_is_not_there_or_wrong_is_refused(account: Account) -> None:
     gone = f"arn:aws:bedrock:{account.region}:123456789012:provisioned-model/aaaaaaaaaaaa"
     assert refusal(account, prompt="x", to=gone) == ("ResourceNotFoundException", 404)
