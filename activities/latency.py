@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
 from activities._budgeted import budgeted, not_read
-from activities.cloudwatch import Asked, CloudWatchActivities, Series, evidence_of
+from activities.cloudwatch import FRESH_PERIODS, Asked, CloudWatchActivities, Series, evidence_of
 from activities.settings import SettingsActivities
 from dataplane.ledger import Ledger
 from domain.evidence import Check, Evidence, EvidenceKey, Value
@@ -34,7 +34,6 @@ KEYS = {
     MetricName.DYNAMODB_LATENCY: EvidenceKey.DYNAMODB_MS,
     MetricName.INTEGRATION_LATENCY: EvidenceKey.INTEGRATION_MS,
 }
-UNITS = {"Microseconds": "µs", "Milliseconds": "ms", "Count": ""}
 
 
 class LatencyActivities:
@@ -90,7 +89,7 @@ class LatencyActivities:
         values: dict[EvidenceKey, Value | None] = {}
         high, words = False, []
         for signal in request.signals:
-            value = _newest(series[signal.metric])
+            value = _newest(series[signal.metric], end, request.period)
             values[KEYS[signal.metric]] = value
             high |= value is not None and value > signal.high
             shown = "no data" if value is None else f"{value:,.4g}"
@@ -124,7 +123,7 @@ class LatencyActivities:
             "invocation": (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
         }
         series, end = self._cloudwatch.series(wanted, policy.metrics.period, policy.evidence.metric_lookback)
-        wait, depth, invocation = (_newest(series[label]) for label in wanted)
+        wait, depth, invocation = (_newest(series[label], end, policy.metrics.period) for label in wanted)
         most = policy.longest_usual_wait_ms
         values: dict[EvidenceKey, Value | None] = {
             EvidenceKey.QUEUE_WAIT_MS: wait,
@@ -153,7 +152,8 @@ class LatencyActivities:
         if policy.batcher.controller == "fixed":
             series = found["window"]
             grown = latency.window_before(series, end - since, end, policy.latency.revert_window_ms)
-            now: float = _newest(series) or in_force
+            newest = _newest(series, end, policy.metrics.period)
+            now: float = in_force if newest is None else newest
         else:  # it chooses by itself; only the upper limit is anybody's
             now = in_force
             grown = (min(now, _window_ms([], policy)), None, True)
@@ -188,8 +188,10 @@ class LatencyActivities:
             latency.INVOCATION: (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
             latency.TOTAL: (MetricName.REQUEST_LATENCY_P99, ()),
         }
-        series, _ = self._cloudwatch.series(wanted, policy.metrics.period, policy.evidence.metric_lookback)
-        return latency.budget({name: _newest(points) for name, points in series.items()}, model, policy)
+        period = policy.metrics.period
+        series, end = self._cloudwatch.series(wanted, period, policy.evidence.metric_lookback)
+        now = {name: _newest(points, end, period) for name, points in series.items()}
+        return latency.budget(now, model, policy)
 
 
 def _story(now: float, grown: tuple[float, datetime | None, bool] | None) -> str:
@@ -210,8 +212,10 @@ def _window_ms(leases: list[Lease], policy: Policy) -> int:
     return value
 
 
-def _newest(series: Series) -> float | None:
-    return series[max(series)] if series else None
+def _newest(series: Series, end: datetime, period: timedelta) -> float | None:
+    """The present value; None: it is too old to be that."""
+    at = max(series, default=None)
+    return series[at] if at is not None and at >= end - (FRESH_PERIODS + 1) * period else None
 
 
 def _ms(value: float | None) -> str:

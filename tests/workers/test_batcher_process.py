@@ -37,10 +37,10 @@ QUICK = {"median_ms": 60, "p99_ms": 90}
 class Process:
     """`python -m workers.batcher` on a port of its own."""
 
-    def __init__(self, folder: Path, aws: str, redis_url: str, temporal: str, policy: str = "") -> None:
+    def __init__(self, folder: Path, aws: str, redis_url: str, temporal: str, policy: str = "", port: int = 0) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "policy.yaml").write_text(policy or "{}")
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "batcher.log"
         env = {
