@@ -224,6 +224,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.scenario == BATCH_LATENCY and requests is None:
             raise ValueError(f"scenario {BATCH_LATENCY}: needs --batcher-url, or $RUNBOOKS_SIMULATOR_BATCHER_URL")
         control = _Control(stages, requests)
+        if given.scenario == BATCH_LATENCY and policy.batcher.max_lost_share < batch_latency.MAX_LOST_SHARE:
+            _log.warning(
+                "batcher.max_lost_share: %g: the batcher will stop packing by itself; this scenario is set for %g",
+                policy.batcher.max_lost_share,
+                batch_latency.MAX_LOST_SHARE,
+            )
         quotas = {model.provisioned_model_id: model.ceiling_units for model in policy.models.values()}
         config = AwsConfig(host=given.host, port=given.port, speed=clock.speed, region=region, model_unit_quotas=quotas)
         if given.scenario == BATCH_LATENCY:
