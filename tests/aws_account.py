@@ -26,7 +26,7 @@ class Account:
     def client(self, service: str) -> Any:
         """A client of `service`."""
         if service not in self._clients:
-            config = Config(retries={"total_max_attempts": 1}, read_timeout=5)
+            config = Config(retries={"total_max_attempts": 1}, read_timeout=20)
             session = boto3.session.Session("test", "test", region_name=self.region)
             made: Any = session.client(service, endpoint_url=self.endpoint_url, config=config)  # type: ignore[call-overload]
             self._clients[service] = made
@@ -36,7 +36,7 @@ class Account:
         """A call to `/_simulator/`."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.endpoint_url}/_simulator/{path}", data=data, method=method)
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
     def event_table(self, name: str) -> None:
@@ -56,7 +56,7 @@ class Account:
     def messages(self, url: str, count: int) -> list[Any]:
         """The next `count` bodies in a queue, decoded; fails when they do not come."""
         bodies: list[Any] = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 40
         while len(bodies) < count:
             assert time.monotonic() < deadline, f"{len(bodies)} of {count} messages came: {bodies}"
             answer = self.client("sqs").receive_message(QueueUrl=url, WaitTimeSeconds=1, MaxNumberOfMessages=10)
@@ -67,8 +67,8 @@ class Account:
 
 
 def eventually(read: Callable[[], T], wanted: Callable[[T], bool]) -> T:
-    """What `read` gives once it is `wanted`; fails after 10 s."""
-    deadline = time.monotonic() + 10
+    """What `read` gives once it is `wanted`; fails after 40 s."""
+    deadline = time.monotonic() + 40
     while not wanted(found := read()):
         assert time.monotonic() < deadline, f"still {found!r}"
         time.sleep(0.02)

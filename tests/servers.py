@@ -1,7 +1,6 @@
 """Real servers for the tests, each a child process with a free port and a data folder of its own."""
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -16,19 +15,12 @@ import redis
 from temporalio.service import RPCError
 
 from ops.servers import find_temporal, temporal_command, temporal_ready
+from ops.stack import free_port as free_port
 from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 R = TypeVar("R")
 
 _START_SECONDS = 30
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def valkey_binary() -> str:

@@ -221,6 +221,9 @@ async def test_too_many_requests_are_refused_for_that_caller_alone(api: Api) -> 
     limits = {"api_reads_per_minute": 3, "api_changes_per_minute": 1, "api_refusals_per_minute": 2}
     app = create_app(api.settings.model_copy(update=limits))
     transport = httpx.ASGITransport(app)
+    left_seconds = 60 - time.time() % 60
+    if left_seconds < 10:
+        await asyncio.sleep(left_seconds)  # the limiter forgets some at a full minute
     async with httpx.AsyncClient(transport=transport, base_url="http://ops.example.com") as http:
 
         async def statuses(times: int, method: str, role: Role | None) -> list[int]:
@@ -504,7 +507,7 @@ async def decided(api: Api, path: str, body: object, role: Role = Role.ENGINEER)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    give_up_at = time.monotonic() + 30
+    give_up_at = time.monotonic() + 40
     while not await condition():
         assert time.monotonic() < give_up_at, "did not happen in time"
         await asyncio.sleep(0.1)

@@ -121,9 +121,7 @@ async def test_taken_ports_are_replaced_and_named(tmp_path: Path, monkeypatch: p
 
 
 async def test_usual_ports_are_taken_when_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free: int = probe.getsockname()[1]
+    free = stack.free_port()
     monkeypatch.setitem(stack._USUAL_PORTS, "Redis", free)
     async with Stack(options(tmp_path, usual_ports=True), say=print, processes=[]) as running:
         assert running.addresses.redis_url == f"redis://127.0.0.1:{free}/0"

@@ -39,6 +39,7 @@ def refused(code: str, status: int, call: Any, *args: Any, **parameters: Any) ->
 
 def test_created_then_in_service_by_arn_and_by_name(account: Account) -> None:
     """API reference, CreateProvisionedModelThroughput and GetProvisionedModelThroughput."""
+    account.control("POST", "bedrock", {"provisioning_lag_seconds": 3600})
     before = datetime.now(UTC)
     arn = create(account, "base", 15)
     made = get(account, arn)
@@ -48,8 +49,10 @@ def test_created_then_in_service_by_arn_and_by_name(account: Account) -> None:
     assert made["foundationModelArn"].endswith(f"::foundation-model/{SONNET.model_id}")
     assert before - timedelta(seconds=1) <= made["creationTime"] <= datetime.now(UTC)
     assert "commitmentDuration" not in made
-    ready = eventually(lambda: get(account, "base"), lambda model: model["status"] != "Creating")
-    assert (ready["status"], ready["provisionedModelArn"]) == ("InService", arn)
+    account.control("POST", "bedrock", {"provisioning_lag_seconds": 0.2})
+    soon = create(account, "soon")
+    ready = eventually(lambda: get(account, "soon"), lambda model: model["status"] != "Creating")
+    assert (ready["status"], ready["provisionedModelArn"]) == ("InService", soon)
 
 
 def test_same_token_buys_once(account: Account) -> None:
@@ -132,6 +135,7 @@ def test_units_cannot_be_changed_only_the_name(account: Account) -> None:
 def test_delete_conflicts_while_creating_and_while_committed(account: Account) -> None:
     """API reference, DeleteProvisionedModelThroughput: ConflictException; no delete before a term ends."""
     delete = account.client("bedrock").delete_provisioned_model_throughput
+    account.control("POST", "bedrock", {"provisioning_lag_seconds": 3600})
     arn = create(account, "base")
     committed = create(account, "committed", commitmentDuration="OneMonth")
     assert "being created" in refused("ConflictException", 400, delete, provisionedModelId=arn)
@@ -150,6 +154,7 @@ def test_list_filters_orders_and_pages(account: Account) -> None:
     for number in range(3):
         create(account, f"burst-{number}")
     account.control("POST", "settle")
+    account.control("POST", "bedrock", {"provisioning_lag_seconds": 3600})
     create(account, "late", modelId=HAIKU.provisioned_model_id)
 
     def names(**query: Any) -> list[str]:

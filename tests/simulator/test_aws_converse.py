@@ -108,11 +108,12 @@ def test_latency_is_lognormal_and_grows_with_the_questions(account: Account) -> 
         alone = list(threads.map(lambda _: took("", "x"), range(20)))
         together = list(threads.map(lambda _: took(packed.system, packed.prompt), range(8)))
     assert statistics.median(alone) >= 0.03
-    assert statistics.median(together) > 2 * statistics.median(alone)
+    assert statistics.median(together) - statistics.median(alone) > 0.1, "eight more of 40 ms each"
 
 
 def test_each_target_throttles_above_its_own_tokens_a_second(account: Account, aws_simulator: AwsSimulator) -> None:
     """Documented: ThrottlingException is 429, and throttles are no invocations. Assumed: a second of credit."""
+    account.control("POST", "bedrock", {"provisioning_lag_seconds": 3600})
     arn = bought(account, "small", 1)
     assert refusal(account, prompt="x", to=arn)[0] == "ModelNotReadyException"
     aws_simulator.settle()

@@ -1,14 +1,17 @@
 """Contract of ECS's counts and of CloudTrail's LookupEvents. Each test names the AWS document it follows."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
 from domain.policy import Policy
-from tests.aws_account import Account, eventually
+from simulator.aws import AwsSimulator, ecs
+from tests.aws_account import Account
 
 
 def service(account: Account) -> Any:
@@ -31,35 +34,42 @@ def bot(account: Account) -> Account:
     return account
 
 
-def test_running_follows_desired_in_batches(bot: Account) -> None:
+@pytest.fixture
+def batches_start(monkeypatch: pytest.MonkeyPatch, aws_simulator: AwsSimulator) -> Callable[[float], None]:
+    """Lets so many times pass as a batch of tasks takes to start; no time passes otherwise."""
+    clock = SimpleNamespace(moment=datetime.now(UTC))
+    monkeypatch.setattr(ecs, "datetime", SimpleNamespace(now=lambda _: clock.moment))
+
+    def passes(batches: float) -> None:
+        clock.moment += batches * aws_simulator.world.settings.task_start
+
+    return passes
+
+
+def test_running_follows_desired_in_batches(bot: Account, batches_start: Callable[[float], None]) -> None:
     """API reference, Service: running, pending and desired counts, and those of the deployment, while tasks start."""
     assert counts(bot) == (15, 0, 15)
     bot.client("ecs").update_service(cluster="manga", service="bot", desiredCount=38)
-    seen = []
-
-    def look() -> int:
+    seen = [counts(bot)]
+    for _ in range(3):
+        batches_start(1)
         seen.append(counts(bot))
-        return seen[-1][0]
-
-    eventually(look, lambda running: running == 38)
-    assert sorted({running for running, _, _ in seen}) == [15, 25, 35, 38]
-    assert {pending for running, pending, _ in seen if running == 25} == {10}
+    assert seen == [(15, 10, 38), (25, 10, 38), (35, 3, 38), (38, 0, 38)]
     deployment = service(bot)["deployments"][0]
     assert (deployment["runningCount"], deployment["pendingCount"], deployment["rolloutState"]) == (38, 0, "COMPLETED")
     bot.client("ecs").update_service(cluster="manga", service="bot", desiredCount=10)
     assert counts(bot) == (10, 0, 10)
 
 
-def test_a_start_is_not_lost_by_the_next_update(bot: Account) -> None:
+def test_a_start_is_not_lost_by_the_next_update(bot: Account, batches_start: Callable[[float], None]) -> None:
     """A second update goes on from what runs; another property leaves the counts alone."""
-    ecs = bot.client("ecs")
-    ecs.update_service(cluster="manga", service="bot", desiredCount=60)
-    eventually(lambda: counts(bot), lambda found: found[0] == 25)
-    ecs.update_service(cluster="manga", service="bot", desiredCount=40)
-    running, _, desired = counts(bot)
-    assert 25 <= running < 40
-    assert desired == 40
-    eventually(lambda: counts(bot), lambda found: found == (40, 0, 40))
+    client = bot.client("ecs")
+    client.update_service(cluster="manga", service="bot", desiredCount=60)
+    batches_start(1.5)
+    client.update_service(cluster="manga", service="bot", desiredCount=40)
+    assert counts(bot) == (25, 10, 40)
+    batches_start(2)
+    assert counts(bot) == (40, 0, 40)
 
 
 def test_changing_calls_are_in_the_trail(bot: Account) -> None:

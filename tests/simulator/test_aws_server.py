@@ -32,7 +32,7 @@ def test_moto_is_the_version_whose_private_parts_are_used(aws_simulator: AwsSimu
 
 def test_connections_are_kept(account: Account) -> None:
     """Several answers over one connection, in whole, with their length."""
-    connection = http.client.HTTPConnection(str(urlsplit(account.endpoint_url).netloc), timeout=5)
+    connection = http.client.HTTPConnection(str(urlsplit(account.endpoint_url).netloc), timeout=20)
     connection.connect()
     kept = connection.sock
     for _ in range(3):
@@ -47,7 +47,7 @@ def test_a_message_wakes_one_of_two_pollers(account: Account) -> None:
     url, _ = account.queue("alarms")
     sqs = account.client("sqs")
     with ThreadPoolExecutor(2) as pool:
-        polls = [pool.submit(sqs.receive_message, QueueUrl=url, WaitTimeSeconds=2) for _ in range(2)]
+        polls = [pool.submit(sqs.receive_message, QueueUrl=url, WaitTimeSeconds=10) for _ in range(2)]
         for number in range(2):
             sqs.send_message(QueueUrl=url, MessageBody=str(number))
         received = [message["Body"] for poll in polls for message in poll.result().get("Messages", [])]
@@ -64,7 +64,7 @@ def test_motos_reset_empties_everything(account: Account) -> None:
     account.control("POST", "faults", {"service": "sns", "kind": "throttling"})
     account.control("POST", "bedrock", {"quotas": {model.provisioned_model_id: 0}})
     address = urlsplit(account.endpoint_url)
-    connection = http.client.HTTPConnection(str(address.netloc), timeout=5)
+    connection = http.client.HTTPConnection(str(address.netloc), timeout=20)
     connection.request("POST", "/moto-api/reset")
     assert connection.getresponse().status == 200
     connection.close()
@@ -89,11 +89,11 @@ def test_the_process_starts_serves_and_ends() -> None:
         assert process.stdout is not None
         line = process.stdout.readline()
         address = urlsplit(line.split()[-1])
-        connection = http.client.HTTPConnection(str(address.netloc), timeout=5)
+        connection = http.client.HTTPConnection(str(address.netloc), timeout=20)
         connection.request("GET", "/_simulator/ready")
         assert connection.getresponse().read() == b'{"env": {}}'
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
         assert connection.sock.recv(1) == b""
         connection.close()
         with pytest.raises(ConnectionRefusedError):
@@ -110,7 +110,7 @@ def test_a_taken_port_is_said() -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "simulator.aws", "--port", port]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert f"port {port} on 127.0.0.1 cannot be used" in ended.stderr
 
@@ -119,7 +119,7 @@ def test_a_killed_poller_takes_nothing(account: Account) -> None:
     """SQS developer guide, "long polling": it ends with its connection; what comes then is for the next poller."""
     url, _ = account.queue("alarms")
     sqs = account.client("sqs")
-    poller = http.client.HTTPConnection(str(urlsplit(account.endpoint_url).netloc), timeout=5)
+    poller = http.client.HTTPConnection(str(urlsplit(account.endpoint_url).netloc), timeout=20)
     headers = {
         "X-Amz-Target": "AmazonSQS.ReceiveMessage",
         "Content-Type": "application/x-amz-json-1.0",

@@ -63,7 +63,7 @@ class Rehearsal:
     def control(self, method: str, path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.endpoint}/_simulator/{path}", data=data, method=method)
-        with urllib.request.urlopen(request, timeout=2) as answer:
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def newest(self, name: MetricName, **dimensions: str) -> float | None:
@@ -88,7 +88,7 @@ class Rehearsal:
         return float(values[0]) if values else None
 
 
-def eventually(read: Callable[[], T], good: Callable[[T], bool], seconds: float = 15) -> T:
+def eventually(read: Callable[[], T], good: Callable[[T], bool], seconds: float = 40) -> T:
     deadline = time.monotonic() + seconds
     while not good(value := read()):
         assert time.monotonic() < deadline, f"still {value!r}"
@@ -102,7 +102,7 @@ def over(limit: float) -> Callable[[float | None], bool]:
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    """It begins at 00:06:20 on the release night: the spike is on its way and overload seconds off."""
+    """It begins at 00:06:20 on the release night: the spike is on its way; no hour changes the rest."""
     folder = tmp_path_factory.mktemp("rehearsal")
     valkey = ValkeyServer(folder).start()
     env = {
@@ -113,6 +113,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
         "RUNBOOKS_REHEARSAL_SPEED": str(SPEED),
         "RUNBOOKS_SIMULATOR_PORT": str(free_port()),
         "RUNBOOKS_SIMULATOR_SPIKE_MINUTES": "600",
+        "RUNBOOKS_SIMULATOR_USUAL_LOAD": "7000",
     }
     endpoint = f"http://127.0.0.1:{env['RUNBOOKS_SIMULATOR_PORT']}"
     with (folder / "simulator.log").open("w") as log:
@@ -123,14 +124,14 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
         assert process.poll() is None, (folder / "simulator.log").read_text()
         try:
             return dict(one.control("GET", "ready"))
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:
             return {}
 
     try:
         one.ready = eventually(ready, bool, seconds=30)
         yield one
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0, (folder / "simulator.log").read_text()
+        assert process.wait(timeout=40) == 0, (folder / "simulator.log").read_text()
         assert "Traceback" not in (folder / "simulator.log").read_text()
     finally:
         process.kill()
@@ -140,7 +141,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 
 def alarm_changes(rehearsal: Rehearsal) -> Iterator[AlarmChange]:
     sqs, queue = rehearsal.client("sqs"), rehearsal.ready["alarm_queue_url"]
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         answer = sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=2, MaxNumberOfMessages=10)
         for message in answer.get("Messages", []):
@@ -157,7 +158,7 @@ def test_the_throttle_alarm_reaches_the_queue(rehearsal: Rehearsal) -> None:
     assert change.source == "sns"
     (metric,) = change.metrics
     assert metric.dimensions == {"ModelId": SONNET.model_id}
-    assert rehearsal.newest(MetricName.INVOCATION_THROTTLES, ModelId=SONNET.model_id)
+    eventually(lambda: rehearsal.newest(MetricName.INVOCATION_THROTTLES, ModelId=SONNET.model_id), over(0))
 
 
 def test_the_world_is_as_scenario_1_finds_it(rehearsal: Rehearsal) -> None:
@@ -218,15 +219,15 @@ def test_it_obeys_leases_and_breaches_again_without_them(rehearsal: Rehearsal) -
         Ledger(client).acquire(
             [
                 LeaseRequest(
-                    lease_id=knob, knob=knob, value=value, holder=INCIDENT, reason="throttled", duration_ms=60_000
+                    lease_id=knob, knob=knob, value=value, holder=INCIDENT, reason="throttled", duration_ms=600_000
                 )
                 for knob, value in values.items()
             ]
         )
         eventually(lambda: rehearsal.newest(MetricName.CACHE_HIT_RATE), over(37))
         eventually(throttles, lambda value: value == 0)
-        sent = rehearsal.newest(MetricName.TOKENS_PER_SECOND, Model="haiku")
-        assert sent == pytest.approx((5_000 + 1_500) * 0.6 / 0.85, rel=0.08), "faq came to haiku"
+        faq_too = pytest.approx((5_000 + 1_500) * 0.6 / 0.85, rel=0.08)
+        eventually(lambda: rehearsal.newest(MetricName.TOKENS_PER_SECOND, Model="haiku"), lambda sent: sent == faq_too)
         Ledger(client).release(list(values), INCIDENT, "too early")
         eventually(throttles, over(0))
 
@@ -269,8 +270,10 @@ def test_it_goes_on_while_redis_is_away(rehearsal: Rehearsal) -> None:
     rehearsal.valkey.kill()
     try:
         time.sleep(3.5)  # longer than `newest` looks back
-        assert rehearsal.newest(MetricName.CACHE_HIT_RATE)
-        assert rehearsal.newest(MetricName.CAPACITY_TOKENS_PER_SECOND, Model="sonnet") == 25_500
+        eventually(lambda: rehearsal.newest(MetricName.CACHE_HIT_RATE), over(0))
+        eventually(
+            lambda: rehearsal.newest(MetricName.CAPACITY_TOKENS_PER_SECOND, Model="sonnet"), lambda x: x == 25_500
+        )
     finally:
         rehearsal.valkey.start()
 
@@ -301,7 +304,7 @@ def test_it_goes_on_while_everything_is_away() -> None:
     loop.join(timeout=2)
     assert loop.is_alive()
     stop.set()
-    loop.join(timeout=10)
+    loop.join(timeout=40)
     assert not loop.is_alive()
 
 
@@ -316,18 +319,18 @@ def test_it_is_not_ready_before_redis_answers() -> None:
 
         def answer() -> int | None:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_simulator/ready", timeout=2) as ready:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_simulator/ready", timeout=10) as ready:
                     return int(ready.status)
             except urllib.error.HTTPError as error:
                 return error.code
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:
                 return None
 
         assert eventually(answer, lambda status: status is not None, seconds=30) == 503
         assert process.stderr is not None
         assert any(b"Redis does not answer, trying again" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=40)
         assert process.returncode == 0
     finally:
         process.kill()

@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from types_boto3_sqs.client import SQSClient
     from types_boto3_sqs.type_defs import MessageTypeDef
 
-pytestmark = pytest.mark.timeout(90)
-
 AT = datetime(2026, 11, 23, 15, 5, tzinfo=UTC)
 REGION = "ap-northeast-1"
 
@@ -259,7 +257,7 @@ async def world(temporal: TemporalServer, aws_endpoint: str) -> AsyncIterator[Wo
         yield made
 
 
-async def until(check: Callable[[], Awaitable[bool] | bool], seconds: float = 30) -> None:
+async def until(check: Callable[[], Awaitable[bool] | bool], seconds: float = 40) -> None:
     """Waits until `check` holds; what is not there yet counts as not holding."""
     async with asyncio.timeout(seconds):
         while True:
@@ -568,7 +566,7 @@ async def test_the_process_waits_for_its_neighbours_and_stops_in_order(
         sqs.create_queue(QueueName="alarms")
         await until(ready.exists)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 40) == 0
         lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
         events = [line["event"] for line in lines if line.get("what", "the alarm queue") == "the alarm queue"]
         assert events == ["away", "back", "ready", "stopped"], "an outage is logged once"

@@ -36,7 +36,7 @@ from workers.runbook_worker import WORKFLOWS
 from workers.temporal import runbook_plugin
 
 POLICY = Policy()
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 40
 TOKYO = ZoneInfo("Asia/Tokyo")
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 
@@ -115,7 +115,7 @@ class Lab:
     async def passes_to(self, moment: datetime) -> None:
         """Let the workflow's time pass; a workflow that waits for something else than time would hang for ever."""
         left = moment - await self.skipper.get_current_time(self.handle)
-        await asyncio.wait_for(self.skipper.fast_forward(self.handle, left), 30)
+        await asyncio.wait_for(self.skipper.fast_forward(self.handle, left), 60)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ class Lab:
 
     async def passes(self, duration: timedelta) -> None:
         """Let the workflow's time pass; a workflow that waits for something else than time would hang for ever."""
-        await asyncio.wait_for(self.skipper.fast_forward(self.workflow, duration), 30)
+        await asyncio.wait_for(self.skipper.fast_forward(self.workflow, duration), 60)
 
     async def now(self) -> datetime:
         return await self.skipper.get_current_time(self.workflow)
@@ -160,7 +160,7 @@ class Lab:
         return sum("TIME_SKIPPING" not in name and "OPTIONS_UPDATED" not in name for name in names)
 
 
-async def until(what: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
+async def until(what: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
     """Waits for something true and answers it."""
     give_up_at = asyncio.get_running_loop().time() + seconds
     while not (value := await what()):

@@ -50,7 +50,7 @@ from workers.temporal import runbook_plugin
 
 BASELINE = Policy().baseline
 TTL, ROUTING, WINDOW = KnobName.CACHE_TTL_SECONDS, KnobName.MODEL_ROUTING, KnobName.BATCH_WINDOW_MS
-WITHIN_SECONDS = 20
+WITHIN_SECONDS = 40
 """Of Redis being back; 60 are allowed."""
 
 
@@ -164,7 +164,7 @@ async def scene(temporal: TemporalServer, server: ValkeyServer) -> AsyncIterator
 async def test_a_restart_without_persistence(scene: Scene, server: ValkeyServer) -> None:
     await scene.incidents()
     kept = await scene.set(WINDOW, 100, timedelta(minutes=5), "kept")
-    short = await scene.set(TTL, 300, timedelta(seconds=4), "short")
+    short = await scene.set(TTL, 300, timedelta(seconds=6), "short")
     await scene.until(lambda: scene.read() == (300, "haiku", 100))
     with scene.looking_on():
         server.kill()
@@ -177,11 +177,11 @@ async def test_a_restart_without_persistence(scene: Scene, server: ValkeyServer)
     assert scene.seen == {(300, "haiku", 100), (120, "haiku", 100)}, "no task dropped to baseline meanwhile"
     assert len(scene.ledger.leases().leases) == 3 * 2 + 1
     handle = scene.client.get_workflow_handle(short.record.override_id, result_type=OverrideRecord)
-    ended: OverrideRecord = await asyncio.wait_for(handle.result(), 20)
+    ended: OverrideRecord = await asyncio.wait_for(handle.result(), 40)
     assert ended.end in (OverrideEnd.ON_TIME, OverrideEnd.LAPSED)
     [lease] = [lease for lease in scene.ledger.leases().leases if lease.knob is WINDOW]
     assert kept.record.ends_at is not None
-    assert abs(lease.expires_at - kept.record.ends_at) < timedelta(seconds=1), "with the time left"
+    assert abs(lease.expires_at - kept.record.ends_at) < timedelta(seconds=3), "with the time left"
 
 
 async def test_a_failover_to_a_replica_that_had_lost_the_last_writes(
