@@ -153,8 +153,8 @@ def alarm_changes(rehearsal: Rehearsal) -> Iterator[AlarmChange]:
 
 
 def test_the_throttle_alarm_reaches_the_queue(rehearsal: Rehearsal) -> None:
-    change = next(change for change in alarm_changes(rehearsal) if change.state is AlarmState.ALARM)
-    assert change.alarm_name == "BedrockThrottleAlarm-sonnet"
+    changes, wanted = alarm_changes(rehearsal), ("BedrockThrottleAlarm-sonnet", AlarmState.ALARM)
+    change = next(change for change in changes if (change.alarm_name, change.state) == wanted)
     assert change.source == "sns"
     (metric,) = change.metrics
     assert metric.dimensions == {"ModelId": SONNET.model_id}
