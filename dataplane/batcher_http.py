@@ -27,6 +27,8 @@ from domain.batching import Answer, Refusal, RequestRefused
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_CHARS = 100
+_FULL_SECONDS = 1.0
+"""When to come again to a process that is full."""
 _STATUS = {
     Refusal.OVERLOADED: HTTPStatus.TOO_MANY_REQUESTS,
     Refusal.HOPELESS: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -106,27 +108,48 @@ class _Answering:
 
     def __init__(self, service: BatcherService) -> None:
         self._service = service
+        self._settings = service.policy.batcher
+        self._requests = 0
+        """In hand, ..."""
+        self._bytes = 0
+        """... and of their bodies."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._respond(HttpRequest(scope, receive), receive)
+        if self._requests >= self._settings.max_pending:
+            response: Response | None = self._full(f"{self._requests} requests are in hand, as many as may")
+        else:
+            self._requests += 1
+            body = bytearray()
+            try:
+                response = await self._respond(HttpRequest(scope, receive), receive, body)
+            finally:
+                self._requests -= 1
+                self._bytes -= len(body)
         if response is not None:
             await response(scope, receive, send)
 
-    async def _respond(self, http: HttpRequest, receive: Receive) -> Response | None:
-        """The response; None if the client has gone."""
-        most = self._service.policy.batcher.max_request_bytes
-        body = bytearray()
+    async def _respond(self, http: HttpRequest, receive: Receive, body: bytearray) -> Response | None:
+        """The response; None if the client has gone. `body` is filled, and counted by its length."""
+        most = self._settings.max_request_bytes
         if int(http.headers.get("content-length") or 0) > most:
             return _too_large(http.headers["content-length"], most)
         more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > most:
-                return _too_large("more", most)
-            more = message.get("more_body", False)
+        try:
+            async with asyncio.timeout(self._settings.max_deadline.total_seconds()):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    part = message.get("body", b"")
+                    body += part
+                    self._bytes += len(part)
+                    if len(body) > most:
+                        return _too_large("more", most)
+                    if self._bytes > self._settings.max_bytes:
+                        return self._full(f"requests of {self._bytes} bytes are in hand, more than may")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            return problem(408, f"body: it did not come within {self._settings.max_deadline.total_seconds():g} s")
         try:
             asked = AnswerRequest.model_validate_json(body.decode())
         except UnicodeDecodeError as error:
@@ -157,6 +180,11 @@ class _Answering:
         finally:
             leaving.cancel()
             asking.cancel()
+
+    def _full(self, why: str) -> Response:
+        refusal = Refusal.OVERLOADED
+        self._service.meter.refused("", refusal)
+        return _refused(RequestRefused(refusal, why, _FULL_SECONDS))
 
 
 def problem(status: int, detail: str, field: str = "", value: str = "", allowed: str = "", **more: Any) -> Response:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class ResponseCache:
-    """Never fails; what cannot be read or is not what was written counts as absent. One event loop."""
+    """Never fails; what cannot be read, or was not written for this very question, counts as absent. One event loop."""
 
     def __init__(
         self,
@@ -62,11 +62,14 @@ class ResponseCache:
 
     async def get(self, request: Request) -> Answer | None:
         """The kept answer, unless it is older than the TTL or its turn has come to be fetched anew."""
-        held: Any = await self._try(lambda: self._client.get(_key(request)), self._timeout)
+        key = _key(request)
+        held: Any = await self._try(lambda: self._client.get(key), self._timeout)
         if held is None:
             return None
         try:
-            text, model, took, written_at = json.loads(held)
+            written_for, text, model, took, written_at = json.loads(held)
+            if written_for != key:
+                return None
             age = max(0.0, self._wall_clock() - written_at)
             early = -took * math.log(1 - self._random.random())
             if age + early >= self._ttl_seconds():
@@ -77,11 +80,13 @@ class ResponseCache:
 
     def put(self, request: Request, answer: Answer, took_seconds: float) -> None:
         """Keep an answer that took so long to get; returns at once, and may not keep it."""
-        held = json.dumps([answer.text, answer.model, round(took_seconds, 3), self._wall_clock()], ensure_ascii=False)
+        key = _key(request)
+        entry = [key, answer.text, answer.model, round(took_seconds, 3), self._wall_clock()]
+        held = json.dumps(entry, ensure_ascii=False)
         if len(held.encode()) > self._max_bytes or len(self._writes) >= _MOST_WRITES:
             return
         lasts = self._ttl_seconds()
-        write = asyncio.get_running_loop().create_task(self._put(_key(request), held, lasts))
+        write = asyncio.get_running_loop().create_task(self._put(key, held, lasts))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
 

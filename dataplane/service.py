@@ -127,15 +127,14 @@ class BatcherService:
         """
         if intent not in self._plans:
             raise self._invalid("intent", intent, f"one of {', '.join(sorted(self._plans))}")
-        size = len(prompt)
         if not prompt.strip():
             raise self._invalid("prompt", prompt, "a text that is not empty")
-        if size > self.policy.batcher.max_request_bytes:
-            raise self._invalid("prompt", prompt, f"at most {self.policy.batcher.max_request_bytes} bytes")
         try:
-            prompt.encode()
+            size = len(prompt.encode())
         except UnicodeEncodeError:
             raise self._invalid("prompt", prompt, "text that UTF-8 can encode") from None
+        if size > self.policy.batcher.max_request_bytes:
+            raise self._invalid("prompt", prompt, f"at most {self.policy.batcher.max_request_bytes} bytes")
         tokens = KnobName.MAX_OUTPUT_TOKENS.spec.kind
         assert isinstance(tokens, Whole)
         if max_tokens is not None and not tokens.minimum <= max_tokens <= tokens.maximum:

@@ -502,6 +502,8 @@ class BatcherPolicy(Section):
     drain: timedelta = Field(default=timedelta(seconds=15), gt=timedelta(0))
     """After SIGTERM; the longest call should fit."""
     max_request_bytes: int = Field(default=256 * 1024, ge=1)
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Of the bodies of all HTTP requests that are in hand."""
     max_cached_bytes: int = Field(default=64 * 1024, ge=0)
     """A longer answer is not cached."""
     cache_timeout: timedelta = Field(default=timedelta(milliseconds=50), gt=timedelta(0))

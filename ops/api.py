@@ -25,7 +25,7 @@ from ops import api_capacity
 from ops.api_callers import Callers
 from ops.api_problems import Edge, Problem, ProblemError, documented, handle_errors
 from ops.api_routes import Backends, router
-from workers.lifecycle import say_ready
+from workers.lifecycle import listen, say_ready
 from workers.settings import Settings
 
 DRAIN_SECONDS = 15
@@ -126,7 +126,7 @@ async def serve(settings: Settings, host: str, port: int) -> None:
     Raises:
         OSError: nothing can listen there.
     """
-    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = listen(host, port)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,

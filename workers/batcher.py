@@ -6,9 +6,10 @@ capacity routes are followed. SIGTERM: nothing new is taken, what is there is an
 
 import argparse
 import asyncio
+import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
@@ -32,7 +33,7 @@ from domain.people import AwsRole
 from domain.policy import Policy
 from workers.batcher_metrics import Publisher
 from workers.clients import AwsClients
-from workers.lifecycle import configure_logs, keep_loaded, leave, run_until_signalled, say_ready
+from workers.lifecycle import configure_logs, keep_loaded, leave, listen, run_until_signalled, say_ready
 from workers.outages import Outage, insist
 from workers.permissions import say_missing
 from workers.settings import Settings
@@ -40,6 +41,12 @@ from workers.temporal import connect
 
 _CALLS_PER_SLOT = 2
 """Answers that a packed call has lost are asked again alone, so a slot may have more than one call in flight."""
+_CONNECTIONS_PER_REQUEST = 2
+"""Some are kept and idle, or ask how we are; who comes after that is cut off without a reason."""
+_OTHER_FILES = 2000
+"""Connections to Bedrock and Redis among them."""
+_FAILED_SECONDS = 5
+"""Until what has failed by a fault of ours is started again."""
 _LAST_ANSWERS_SECONDS = 2
 """After the drain, for what is on its way to the clients."""
 
@@ -90,18 +97,26 @@ class BatcherProcess:
                 timeout_seconds=policy.batcher.cache_timeout.total_seconds(),
             )
             service = BatcherService(policy, backend, control, cache)
-            publisher = Publisher(service.meter, await asyncio.to_thread(aws.cloudwatch), policy.batcher.publish_every)
+            publisher = Publisher(
+                service.meter,
+                await asyncio.to_thread(aws.cloudwatch),
+                policy.batcher.publish_every,
+                policy.metrics.period,
+            )
             config = uvicorn.Config(
                 create_app(service, lambda: self._ready),
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=policy.batcher.max_pending,
+                limit_concurrency=policy.batcher.max_pending * _CONNECTIONS_PER_REQUEST,
                 timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
             )
             server = _Server(config, self._started)
             serving = asyncio.create_task(server.serve(sockets=[self._listening]))
-            others = [asyncio.create_task(publisher.run()), asyncio.create_task(self._invoke(service))]
+            others = [
+                asyncio.create_task(_again_and_again("metrics", publisher.run)),
+                asyncio.create_task(_again_and_again("invoke", partial(self._invoke, service))),
+            ]
             try:
                 await asyncio.to_thread(say_missing, AwsRole.BATCHER, settings, policy, aws)
                 await asyncio.shield(serving)
@@ -139,6 +154,24 @@ class BatcherProcess:
         await worker.run()
 
 
+async def _again_and_again(what: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Until cancelled; answers go on whatever becomes of it."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("failed", what=what, again_after_seconds=_FAILED_SECONDS)
+        await asyncio.sleep(_FAILED_SECONDS)
+
+
+def _allow_connections(most: int) -> None:
+    """Let the process have so many, as far as the system does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 def main() -> int:
     """Entry point; the exit code: 0 stopped by a signal, 1 nothing can listen there, 2 wrong settings."""
     parser = argparse.ArgumentParser(
@@ -163,10 +196,11 @@ def run(host: str, port: int) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = listen(host, port)
     except OSError as error:
         print(f"nothing can listen on {host}, port {port}: {error.strerror}", file=sys.stderr)
         return 1
+    _allow_connections(policy.batcher.max_pending * _CONNECTIONS_PER_REQUEST + _OTHER_FILES)
     asyncio.run(run_until_signalled(BatcherProcess(settings, policy, listening).serve()))
     return 0
 

@@ -14,28 +14,32 @@ from workers.outages import Outage
 if TYPE_CHECKING:
     from types_boto3_cloudwatch.client import CloudWatchClient
 
+_LEAST_SECONDS = 0.5
+"""Between two calls, however fast a rehearsal runs."""
+
 
 class Publisher:
     """What a period's call did not deliver is not sent again: Prometheus has the totals."""
 
-    def __init__(self, meter: BatchMeter, cloudwatch: "CloudWatchClient", every: timedelta) -> None:
+    def __init__(self, meter: BatchMeter, cloudwatch: "CloudWatchClient", every: timedelta, period: timedelta) -> None:
+        """`period`: of the alarms that look at them."""
         self._meter = meter
         self._cloudwatch = cloudwatch
-        self._every = every
+        self._seconds = max(every.total_seconds(), _LEAST_SECONDS)
+        self._resolution = 60 if period >= timedelta(minutes=1) else 1
         self._sent = Totals()
         self._outage = Outage("CloudWatch")
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(self._every.total_seconds())
+            await asyncio.sleep(self._seconds)
             await self.publish()
 
     async def publish(self) -> None:
         """What was counted since the last time."""
         now = self._meter.totals()
-        resolution = 60 if self._every >= timedelta(minutes=1) else 1
-        data = metric_data(self._meter, now.since(self._sent), datetime.now(UTC), resolution)
+        data = metric_data(self._meter, now.since(self._sent), datetime.now(UTC), self._resolution)
         self._sent = now
         try:
             for call in calls_of(data):

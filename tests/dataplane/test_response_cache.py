@@ -140,3 +140,27 @@ async def test_redis_away_or_hanging_costs_little_and_is_not_asked_again_at_once
     assert await back.cache.get(QUESTION) is not None, "it is used again when it is back"
     await back.client.aclose()
     server.kill()
+
+
+async def test_an_answer_that_comes_too_late_is_no_other_questions(valkey: ValkeyServer) -> None:
+    """Redis is slow for a while: what was given up is read by nobody."""
+    kept = Kept(valkey.url)
+    others = [Request("faq", f"question {n}?", 100, 10) for n in range(40)]
+    for other in others:
+        await kept.put(other, Answer(f"about {other.prompt}", "sonnet", 1, 1))
+    hasty = ResponseCache(kept.client, lambda: 30, max_bytes=1000, timeout_seconds=0.02, wall_clock=kept.clock)
+    await kept.client.client_pause(500)
+    assert None in await asyncio.gather(*map(hasty.get, others))
+    await asyncio.sleep(0.6)
+    found = await asyncio.gather(*map(kept.cache.get, others))
+    assert [one and one.text for one in found] == [f"about {other.prompt}" for other in others]
+    await kept.client.aclose()
+
+
+async def test_what_was_written_for_another_question_counts_as_absent(kept: Kept, redis_client: redis.Redis) -> None:
+    await kept.put()
+    [key] = redis_client.scan_iter("mangaassist:answer:*")
+    await kept.put(Request("faq", "another?", 100, 10), Answer("Another's.", "sonnet", 1, 1))
+    [other] = [one for one in redis_client.scan_iter("mangaassist:answer:*") if one != key]
+    redis_client.set(key, redis_client.get(other) or "")
+    assert await kept.cache.get(QUESTION) is None

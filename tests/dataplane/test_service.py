@@ -165,6 +165,7 @@ def test_a_full_model_hands_on_what_the_policy_lets_a_smaller_one_answer() -> No
         ({"prompt": ""}, "prompt"),
         ({"prompt": "\ud800"}, "prompt"),
         ({"prompt": "x" * 300_000}, "prompt"),
+        ({"prompt": "本" * 100_000}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"within_seconds": -1.0}, "deadline_ms"),
