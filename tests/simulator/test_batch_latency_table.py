@@ -138,6 +138,7 @@ def evening(policy: Policy, window_ms: int, periods: int = PERIODS) -> Evening:
                     seen[name].append(cast(float, value))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        await service.drain()
         since = service.meter.totals().since(before)
         return Evening(
             summary=requests.summary(),
@@ -221,7 +222,7 @@ def test_what_cannot_hold_15_percent_over_4_s(slow: Evening) -> None:
     assert 0.01 < slow.summary["total"]["over_alarm_share"] < 0.05
 
 
-def test_the_packing_guard_as_it_is_by_default_would_have_ended_it(slow: Evening) -> None:
+def test_by_default_the_packing_guard_would_have_ended_it(slow: Evening) -> None:
     assert not slow.not_packed
     guarded = evening(policy(max_lost_share=Policy().batcher.max_lost_share), TOO_LONG_MS, periods=8)
     assert guarded.not_packed
