@@ -18,6 +18,7 @@ from ops.cli_calendar import calendar
 from ops.cli_capacity import capacity
 from ops.cli_health import alarms, health
 from ops.cli_iam import iam
+from ops.cli_loadtest import loadtest
 from ops.cli_override import override
 from ops.cli_shared import (
     EXIT_CODES,
@@ -58,6 +59,7 @@ app.add_typer(override, name="override")
 app.add_typer(capacity, name="capacity")
 app.add_typer(iam, name="iam")
 app.add_typer(calendar, name="calendar")
+app.add_typer(loadtest, name="loadtest")
 app.command()(batcher)
 app.command()(health)
 app.command()(alarms)

@@ -85,8 +85,12 @@ class StackOptions:
     """Start the ops API."""
     batcher: bool = False
     """Start the batcher."""
+    real_requests: bool = False
+    """The simulator's users ask the batcher, and are measured; without: its model says what they would see."""
     control_plane: bool = True
     """Start Temporal, the worker and the intake; without them: what a load test of the data plane needs."""
+    policy: str | None = None
+    """A policy file of the stack's own, as text; None: the one that is configured."""
     usual_ports: bool = True
     """Take the ports people know when they are free; otherwise any."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -137,6 +141,8 @@ class Stack:
         self.options = options or StackOptions()
         self.state_dir = self.options.state_dir.resolve()
         self.log_dir = self.state_dir / "logs"
+        self.policy_file = self.state_dir / "policy.yaml"
+        """Of the stack's own, if it has one."""
         self._say = say
         self._processes = (simulator, control_plane, ops_api, batcher) if processes is None else processes
         self._lock: IO[str] | None = None
@@ -233,6 +239,8 @@ class Stack:
                 database.unlink()
             shutil.rmtree(self.state_dir / "redis", ignore_errors=True)
         self._write_people()
+        if self.options.policy is not None:
+            self.policy_file.write_text(self.options.policy)
 
     def _write_people(self) -> None:
         key_file, roster_file = self.state_dir / "token.key", self.state_dir / "roster.yaml"
@@ -340,6 +348,8 @@ class Stack:
         }
         if self.options.temporal_address is None:
             env["RUNBOOKS_TEMPORAL_NAMESPACE"] = "default"
+        if self.options.policy is not None:
+            env["RUNBOOKS_POLICY_FILE"] = str(self.policy_file)
         if addresses.temporal_ui is not None:
             env["RUNBOOKS_TEMPORAL_UI_URL"] = addresses.temporal_ui
         if addresses.aws_endpoint_url is not None:
@@ -381,7 +391,9 @@ def simulator(stack: Stack) -> list[ChildSpec]:
     async def ready() -> None:
         await asyncio.to_thread(_get, f"{endpoint}/_simulator/ready")
 
-    command = (*_python("simulator"), "--port", str(_port_of(endpoint)))
+    command: tuple[str, ...] = (*_python("simulator"), "--port", str(_port_of(endpoint)))
+    if stack.options.real_requests:
+        command += ("--batcher-url", stack.addresses.batcher_url)
     return [ChildSpec(name="simulator", command=command, env=stack.process_env(), ready=ready)]
 
 
