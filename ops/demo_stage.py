@@ -153,6 +153,8 @@ class Show:
                 parts.append(f"throttles {model.throttles:,.0f}")
             if load.p99_ms is not None:
                 parts.append(f"P99 {load.p99_ms / 1000:.1f} s")
+            if model.queue_wait_ms is not None:
+                parts.append(f"waits {model.queue_wait_ms:,.0f} ms")
             if load.hit_rate is not None:
                 parts.append(f"hits {load.hit_rate:.0%}")
         text = " · ".join(parts)
@@ -179,6 +181,8 @@ class Scenario:
     """Business time from the start of the rehearsal."""
     EXPLORE: ClassVar[Sequence[str]]
     """Commands to look around with while the stack stays up."""
+    SPEED: ClassVar[float] = 60
+    """Business seconds in a real second, unless the command says otherwise."""
 
     @classmethod
     def stack_options(cls, options: Options) -> StackOptions:

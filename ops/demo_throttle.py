@@ -2,8 +2,10 @@
 
 import asyncio
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 from domain import timetable
 from domain.incident import IncidentRecord, LeverName, LeverStatus, Phase
@@ -16,7 +18,6 @@ from ops.service import ExitCode, Incident, OpsError
 from ops.stack import Stack
 from ops.views import cleaned
 
-KEY = f"bedrock-throttle:{MODEL}"
 MOST_APPROVALS = 3
 """The way back stops when the guard says no; then a person approves again."""
 
@@ -27,6 +28,8 @@ class Throttle(Scenario):
     TITLE = "Scenario 1: a Monday release brings five times the traffic."
     WHY = "the release traffic has passed"
     """The approver's reason."""
+    KEY: ClassVar[str] = f"bedrock-throttle:{MODEL}"
+    """Of its incident."""
     WORKFLOW_ID = incident_id(KEY)
     GIVE_UP_AFTER = timedelta(minutes=200)  # it needs about 90
     EXPLORE = (f"runbooks incident show {KEY} --all", "runbooks incident list")
@@ -123,7 +126,7 @@ class Throttle(Scenario):
         arguments = (
             "incident",
             "approve",
-            KEY,
+            self.KEY,
             "--why",
             self.WHY,
             "--token-file",
@@ -139,7 +142,7 @@ class Throttle(Scenario):
     async def look(self) -> None:
         """The incident's own timeline, and when its units were bought."""
         try:
-            found = await self.service.get(KEY)
+            found = await self.service.get(self.KEY)
         except OpsError as error:
             if error.exit_code is not ExitCode.NOT_FOUND or self._incident is not None:
                 raise
@@ -172,8 +175,7 @@ class Throttle(Scenario):
     async def _check(self) -> None:
         record, result = self._record, self.result
         result.verified = record.recovered_at is not None
-        taken = [lever for lever in record.levers if lever.status is not LeverStatus.NOT_NEEDED]
-        result.reverted = bool(taken) and all(lever.status is LeverStatus.RELEASED for lever in taken)
+        result.reverted, way_back = self._reverted()
         knobs, history = await asyncio.to_thread(self.knobs_check, record.opened_at - timedelta(minutes=1))
         capacity = await asyncio.to_thread(self.capacity_check, self._expected_units())
         until = record.mitigated_at or datetime.now(UTC)
@@ -192,12 +194,23 @@ class Throttle(Scenario):
             ("mitigated", speed is not None and bool(acquired), f"{speed} s after the alarm, every free lever in Redis"
              + (" and the capacity requested" if self._bought_at else "")),
             ("verified", result.verified, record.recovery_detail or "not recovered"),
-            ("reverted", result.reverted, ", ".join(f"{lever.name} {lever.status}" for lever in taken) or "no lever"),
+            ("reverted", result.reverted, way_back),
             knobs,
             capacity,
             self.report_check(record.report_path),
+            *self._more_checks(),
         )  # fmt: skip
         self.prove(checks, record.run_id)
+
+    def _reverted(self) -> tuple[bool, str]:
+        """Whether what was changed is as it should be again, and in words."""
+        taken = [lever for lever in self._record.levers if lever.status is not LeverStatus.NOT_NEEDED]
+        words = ", ".join(f"{lever.name} {lever.status}" for lever in taken) or "no lever"
+        return bool(taken) and all(lever.status is LeverStatus.RELEASED for lever in taken), words
+
+    def _more_checks(self) -> Sequence[tuple[str, bool, str]]:
+        """What else a scenario proves."""
+        return ()
 
     def state(self) -> str:
         """The incident's phase, and what it waits for."""
