@@ -7,7 +7,7 @@ a slot goes on filling. One event loop; nothing here blocks, and no task is made
 
 import asyncio
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +21,11 @@ _LOOK_SECONDS = 1.0
 """How often a lane's controller is asked."""
 _SMOOTHING = 0.2
 """Weight of the newest call in a model's running latency."""
-_SWEEP_SECONDS = 0.01
-"""Deadlines are noticed this early at most."""
+_SWEEP_SECONDS, _SWEEP_SECONDS_EACH = 0.01, 5e-6
+"""Deadlines are noticed this early at most, and for each request that is looked at: it keeps sweeps under a tenth of
+the time."""
+_CANCEL_SECONDS = 1.0
+"""For calls that are given up at the end of a drain."""
 _TASKS_REMEMBERED = 10_000
 
 
@@ -192,6 +195,18 @@ class _Lane:
         """When the longest waiting request arrived."""
         return min((queue[0].arrived for queue in self.queues), default=math.inf)
 
+    def drop_gone(self) -> int:
+        """Free the places of those whom nobody waits for any more: how many."""
+        before = self.length
+        for queue in self.queues:
+            if not all(item.wanted for item in queue):
+                kept = [item for item in queue if item.wanted]
+                queue.clear()
+                queue.extend(kept)
+        self.queues = deque(queue for queue in self.queues if queue)
+        self.length = sum(map(len, self.queues))
+        return before - self.length
+
     def __iter__(self) -> Iterator[_Item]:
         for queue in self.queues:
             yield from queue
@@ -228,10 +243,13 @@ class Batcher:
         self._flights: dict[tuple[str, str, int, str], _Item] = {}
         self._batches: dict[asyncio.Task[None], list[_Item]] = {}
         self._pending = 0
+        self._joined = 0
+        """Who shares another's place; some may have gone since the last sweep."""
+        self._swept_at = -math.inf
         self._next_sweep = math.inf
         self._sweeper: asyncio.TimerHandle | None = None
-        self._next_call: dict[str, float] = {}
-        """By task: when its rate allows the next call."""
+        self._next_call: OrderedDict[str, float] = OrderedDict()
+        """By task: when its rate allows the next call; the last to ask is the last."""
         self._draining = False
         self._cap_ms = knobs.batch_window_ms
 
@@ -256,18 +274,21 @@ class Batcher:
             self.follow_knobs()
         plan = self._plans.get(request.intent)
         if plan is None:
-            raise self._refusal(
-                request, Refusal.INVALID, f"intent: {request.intent!r} is none of {_names(self._plans)}"
-            )
+            self._meter.refused("", Refusal.INVALID)
+            raise RequestRefused(Refusal.INVALID, f"intent: {request.intent!r} is none of {_names(self._plans)}")
         if self._draining:
             raise self._refusal(request, Refusal.DRAINING, "the batcher is about to stop", 1.0)
         if request.deadline <= now:
             raise self._refusal(request, Refusal.DEADLINE, f"deadline: it passed {now - request.deadline:.3f} s ago")
+        if self._is_full(now):
+            why = f"{self._pending + self._joined} requests are pending, as many as may"
+            raise self._refusal(request, Refusal.OVERLOADED, why, max(self._latency.values(), default=1.0))
         shares = plan.strategy is not Strategy.PASS or self._knobs.request_coalescing
         future: asyncio.Future[Answer] = self._loop.create_future()
         key = request.key if shares else None
         if key is not None and (item := self._flights.get(key)) is not None and item.wanted:
             item.waiters.append((request.deadline, future))
+            self._joined += 1
             self._watch(request.deadline)
             self._meter.coalesced(request.intent)
             return future
@@ -303,26 +324,34 @@ class Batcher:
             self._look(lane, now)
         return lane
 
+    def _is_full(self, now: float) -> bool:
+        """Whether no more may wait."""
+        most = self._limits.max_pending
+        if self._pending + self._joined < most:
+            return False
+        self._free_places(now)
+        return self._pending + self._joined >= most
+
+    def _free_places(self, now: float) -> None:
+        """Of those who have gone, so that nobody is refused for them; not oftener than it may cost."""
+        if now - self._swept_at >= _SWEEP_SECONDS + _SWEEP_SECONDS_EACH * self._limits.max_pending:
+            self._sweep()
+
     def _admit(self, lane: _Lane, request: Request, now: float) -> None:
-        if self._pending >= self._limits.max_pending:
-            raise self._refusal(
-                request,
-                Refusal.OVERLOADED,
-                f"{self._pending} requests are pending, as many as may",
-                self._latency.get(lane.model, 1.0),
-            )
         rate = self._knobs.invocations_per_second_per_task
         if rate is not None and request.task:
             due = max(self._next_call.get(request.task, now), now)
             if due - now > self._limits.burst_seconds:
                 why = f"task {request.task!r} asks more than {rate} times a second"
                 raise self._refusal(request, Refusal.OVERLOADED, why, due - now - self._limits.burst_seconds)
-            if len(self._next_call) >= _TASKS_REMEMBERED:
-                self._next_call = {task: at for task, at in self._next_call.items() if at > now}
             self._next_call[request.task] = due + 1 / rate
+            self._next_call.move_to_end(request.task)
+            if len(self._next_call) > _TASKS_REMEMBERED:
+                self._next_call.popitem(last=False)
         latency = self._latency.get(lane.model)
         if self._free[lane.model] > 0 or latency is None:
             return
+        self._free_places(now)
         own = lane.length // lane.size
         others = sum(min(-(-one.length // one.size), own + 1) for one in self._due[lane.model] if one is not lane)
         wait = latency * (own + others + 1) / self._limits.slots
@@ -349,9 +378,9 @@ class Batcher:
     def _cap(self, lane: _Lane) -> None:
         decided, cap = lane.decided, self._cap_ms / 1000
         if decided.seconds > cap:
-            decided = Window(cap, decided.size, f"capped by {KnobName.BATCH_WINDOW_MS}")
+            decided = Window(cap, decided.size, f"capped by {KnobName.BATCH_WINDOW_MS}", capped=True)
         if decided.size > self._largest_batch:
-            decided = Window(decided.seconds, self._largest_batch, decided.why)
+            decided = Window(decided.seconds, self._largest_batch, decided.why, decided.capped)
         if (decided.seconds, decided.size) != (lane.window.seconds, lane.window.size):
             self._meter.window(lane.model, lane.group, decided)
         lane.window = decided
@@ -460,11 +489,13 @@ class Batcher:
             self._sweeper = self._loop.call_at(deadline, self._sweep)
 
     def _sweep(self) -> None:
-        """Everybody whose deadline is now hears of it; the requests' places are freed when their turn comes."""
-        soon = self._loop.time() + _SWEEP_SECONDS
-        following = math.inf
+        """Everybody whose deadline is now hears of it, and the places of all who have gone are free."""
         waiting = [item for lane in self._lanes.values() for item in lane]
         flying = [item for items in self._batches.values() for item in items]
+        now = self._swept_at = self._loop.time()
+        soon = now + _SWEEP_SECONDS + _SWEEP_SECONDS_EACH * (len(waiting) + len(flying))
+        following = math.inf
+        joined = 0
         for items, what in ((waiting, "a slot was not free in time"), (flying, "the call did not end in time")):
             for item in items:
                 for deadline, waiter in item.waiters:
@@ -475,6 +506,15 @@ class Batcher:
                         self._meter.refused(item.request.intent, Refusal.DEADLINE)
                     else:
                         following = min(following, deadline)
+                if len(item.waiters) > 1:
+                    item.waiters = [one for one in item.waiters if not one[1].done()]
+                    joined += max(0, len(item.waiters) - 1)
+        self._joined = joined
+        for lane in self._lanes.values():
+            self._pending -= lane.drop_gone()
+        self._flights = {key: item for key, item in self._flights.items() if item.wanted}
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         self._next_sweep, self._sweeper = math.inf, None
         if following < math.inf:
             self._watch(following)
@@ -494,8 +534,12 @@ class Batcher:
             lost += sum(item.wanted for item in items)
             for item in items:
                 item.settle(late)
-        for task in self._batches:
+        given_up = list(self._batches)
+        for task in given_up:
             task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await asyncio.gather(*given_up, return_exceptions=True)
         return lost
 
     @property

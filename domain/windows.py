@@ -19,6 +19,8 @@ class Window:
     size: int
     """A batch that has so many goes at once."""
     why: str
+    capped: bool = False
+    """By the knob, which leaves it shorter than it was decided."""
 
 
 class WindowController(Protocol):

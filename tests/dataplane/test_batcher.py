@@ -315,3 +315,83 @@ async def test_a_drain_right_after_an_answer_ends() -> None:
     core = batcher(fake)
     await core.ask(request("the last one", "recommendation"))
     assert await core.drain(5) == 0
+
+
+@virtually
+async def test_who_has_gone_takes_no_place_from_others() -> None:
+    """A stuck backend, and callers who give up and ask again: only those who still wait count."""
+    fake = Fake(lambda batch: 100 if batch.requests[0].prompt == "stuck" else CALL)
+    core = batcher(fake, Limits(slots=1, max_pending=20, max_wait_seconds=1000, burst_seconds=1))
+    stuck = core.submit(request("stuck", "recommendation", within=1000))
+    for round_ in range(20):
+        for intent in PLANS:
+            gone = [core.submit(request(f"{round_}-{n}", intent, within=500)) for n in range(4)]
+            for one in gone:
+                one.cancel()
+        await asyncio.sleep(1)
+    waits = [core.submit(request(f"waits {n}", "search", within=500)) for n in range(15)]
+    waits += [core.submit(request(f"waits {n}", "recommendation", within=500)) for n in range(4)]
+    with pytest.raises(RequestRefused, match="20 requests are pending, as many as may"):
+        core.submit(request("too many", "recommendation", within=500))
+    await stuck
+    await asyncio.gather(*waits)
+    await core.drain(1000)
+    assert core.pending == 0
+    assert core._flights == {}, "nothing is kept of them"
+
+
+@virtually
+async def test_who_shares_a_place_counts_too() -> None:
+    fake = Fake()
+    core = batcher(fake, Limits(slots=1, max_pending=100, max_wait_seconds=1000, burst_seconds=1))
+    crowd = [core.submit(request("same", "search")) for _ in range(100)]
+    with pytest.raises(RequestRefused, match="100 requests are pending"):
+        core.submit(request("same", "search"))
+    for one in crowd[:50]:
+        one.cancel()
+    await asyncio.sleep(0.1)
+    crowd += [core.submit(request("same", "search")) for _ in range(50)]
+    assert {answer.text for answer in await asyncio.gather(*crowd[50:])} == {"SAME"}
+    assert len(fake.batches) == 1
+    await asyncio.sleep(10)
+    again = [core.submit(request(f"{n}", "search", within=500)) for n in range(100)]
+    await asyncio.gather(*again)
+
+
+@virtually
+async def test_what_is_given_up_at_the_end_of_a_drain_has_ended() -> None:
+    fake = Fake(lambda batch: math.inf)
+    core = batcher(fake)
+    asked = [core.submit(request(f"{n}", "recommendation", within=1000)) for n in range(8)]
+    assert await core.drain(1) == 8
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert all(isinstance(one.exception(), RequestRefused) for one in asked)
+    assert await core.drain(1) == 0, "a second drain has nothing to do"
+
+
+@virtually
+async def test_a_loop_that_stood_still_answers_or_refuses_everybody() -> None:
+    """A process that was stopped for a minute: the clock jumps past windows, answers and deadlines."""
+    fake = Fake()
+    core = batcher(fake)
+    early = [core.submit(request(f"early {n}")) for n in range(2)]
+    await asyncio.sleep(WINDOW + 0.5)
+    waiting = [core.submit(request(f"waiting {n}")) for n in range(2)]
+    asyncio.get_running_loop().now += 60  # type: ignore[attr-defined]
+    results = await asyncio.gather(*early, *waiting, return_exceptions=True)
+    assert all(isinstance(one, Answer | RequestRefused) for one in results)
+    await asyncio.sleep(CALL)
+    assert core.pending == 0
+    assert (await core.ask(request("after"))).text == "AFTER"
+
+
+@virtually
+async def test_tasks_that_nobody_has_heard_of_fill_no_memory() -> None:
+    fake = Fake()
+    fake.invocations_per_second_per_task = 1
+    core = batcher(fake, Limits(slots=4, max_pending=100_000, max_wait_seconds=1000, burst_seconds=1))
+    futures = [core.submit(request("q", "recommendation", within=1000, task=f"task-{n}")) for n in range(12_000)]
+    assert len(core._next_call) == 10_000
+    for future in futures:
+        future.cancel()
+    await core.drain(1000)
