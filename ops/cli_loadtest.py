@@ -40,13 +40,17 @@ def _top() -> None:
 
 @loadtest.command()
 def window(
-    window_ms: Annotated[int, typer.Option(help="The batch window to try.")],
+    window_ms: Annotated[int | None, typer.Option(help="The batch window to try.")] = None,
     against: Annotated[
         int | None, typer.Option(help="The window to compare it with. Default: the configured one.")
     ] = None,
     controller: Annotated[
         Controller | None,
         typer.Option(help="What the batcher runs with. Default: the configured one; slo waits less where it must."),
+    ] = None,
+    batcher_url: Annotated[
+        str | None,
+        typer.Option(help="Instead of all that: ask a batcher that is there, as it is. Its calls are real, and cost."),
     ] = None,
     requests_per_second: Annotated[
         float, typer.Option(help="Users' messages; 18 are the evening peak, of which 14 ask for a batch.")
@@ -66,7 +70,7 @@ def window(
 
     _, policy = configuration()
     try:
-        plan = planned(policy, window_ms, against, controller, requests_per_second, seconds)
+        plan = planned(policy, window_ms, against, controller, batcher_url, requests_per_second, seconds)
         done = asyncio.run(_run(plan))
     except OpsError as error:
         fail(error, as_json)
@@ -106,32 +110,38 @@ async def _run(plan: "Plan") -> "LoadTest":
 
 def _sentence(done: "LoadTest") -> str:
     said = "Within the budget" if done.verdict.within_budget else "Over the budget"
-    calls, before = done.proposed.calls_per_request, done.against.calls_per_request
-    spared = f" {calls / before - 1:+.0%} calls against {done.against.window_ms} ms." if before else ""
-    return f"{said}: with a window of {done.proposed.window_ms} ms {done.verdict.why}.{spared}"
+    proposed, against = done.proposed, done.against
+    if proposed.window_ms is None or against is None:
+        return f"{said}: {done.verdict.why}."
+    calls, before = proposed.calls_per_request, against.calls_per_request
+    spared = f" {calls / before - 1:+.0%} calls against {against.window_ms} ms." if before else ""
+    return f"{said}: with a window of {proposed.window_ms} ms {done.verdict.why}.{spared}"
 
 
 def _table(done: "LoadTest") -> "Table":
-    """Both windows side by side."""
+    """The windows side by side."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    runs = (done.against, done.proposed)
-    title = f"{done.requests_per_second:g} requests/s for {done.seconds:g} s, controller {done.controller}"
+    runs = [run for run in (done.against, done.proposed) if run is not None]
+    title = f"{done.requests_per_second:g} requests/s for {done.seconds:g} s"
+    if done.against is not None:
+        title += f", controller {done.controller}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for run in runs:
-        table.add_column(f"{run.window_ms} ms", justify="right")
+        table.add_column("as it is" if run.window_ms is None else f"{run.window_ms} ms", justify="right")
     table.add_column("budget", justify="right")
     table.add_row("requests answered", *(f"{run.requests:,}" for run in runs))
     table.add_row("without an answer", *(f"{run.unanswered:,}" for run in runs))
     table.add_row("calls per request", *(f"{run.calls_per_request:.2f}" for run in runs))
     table.add_row("requests in a batch", *(f"{run.fill:.1f}" for run in runs))
+    table.add_row("window in force", *(f"{run.window_in_force_ms:,.0f} ms" for run in runs))
     table.add_row("queue wait P50", *(f"{run.queue_wait_p50_ms:,.0f} ms" for run in runs))
     table.add_row("total P50", *(f"{run.total_p50_ms:,.0f} ms" for run in runs), end_section=True)
-    for now, proposed in zip(done.against.budget, done.proposed.budget, strict=True):
-        budget = "" if now.budget_ms is None else f"{now.budget_ms:,.0f} ms"
-        table.add_row(f"{now.stage} P99", _measured(now), _measured(proposed), budget)
+    for rows in zip(*(run.budget for run in runs), strict=True):
+        budget = "" if rows[0].budget_ms is None else f"{rows[0].budget_ms:,.0f} ms"
+        table.add_row(f"{rows[0].stage} P99", *map(_measured, rows), budget)
     table.add_row("over the budget", *(f"{run.over_budget_share:.1%}" for run in runs))
     return table
 

@@ -55,7 +55,7 @@ def demo(
 
     pre-provisioning: an event in the calendar, its units in service hours before it, released after it; about 7 min.
 
-    batch-latency: a batch window that is too long, on the real batcher, kept short and then configured so; about 5 min.
+    batch-latency: a batch window that is too long, on the real batcher, kept short and then configured so; about 6 min.
     """
     show = Show(as_json)
     played = SCENARIOS[scenario]

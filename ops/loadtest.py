@@ -8,6 +8,7 @@ in what the requests took. Nothing of it runs afterwards.
 import asyncio
 import json
 import math
+import re
 import tempfile
 import time
 import urllib.request
@@ -29,9 +30,9 @@ from ops.asking import ExitCode, NotAllowed, OpsError
 from ops.stack import TOKYO, Stack, StackOptions
 from ops.supervisor import Say
 
-PEAK_REQUESTS_PER_SECOND = 18.0
-"""Users' messages on the simulated evening: about as many as `latency.requests_per_second` says ask for a batch, the
-others are answered by the cache, or by Haiku."""
+Sample = tuple[str, frozenset[tuple[str, str]]]
+"""Of a metric: its name and its labels."""
+
 LEAST_REQUESTS = 300
 """A P99 of fewer says nothing."""
 MOST_PER_SECOND, MOST_SECONDS = 200.0, 3600.0
@@ -47,7 +48,10 @@ PEAK = timedelta(hours=20)
 class WindowRun(BaseModel):
     """What a batcher did with one window. Calls, batches and waits are the main model's."""
 
-    window_ms: int
+    window_ms: int | None
+    """The knob; None: as that batcher had it."""
+    window_in_force_ms: float
+    """At the end: a controller may choose less than the knob."""
     requests: int
     """With an answer."""
     unanswered: int
@@ -71,14 +75,15 @@ class Verdict(BaseModel):
 
 
 class LoadTest(BaseModel):
-    """A window at peak traffic beside another one."""
+    """A window at peak traffic, and beside it another one."""
 
     controller: str
     requests_per_second: float
     seconds: float
     budget_ms: float
     proposed: WindowRun
-    against: WindowRun
+    against: WindowRun | None
+    """None: a batcher that was there already."""
     verdict: Verdict
 
 
@@ -88,22 +93,24 @@ class Plan:
 
     policy: Policy
     controller: str
-    window_ms: int
-    against_ms: int
+    windows: tuple[int, ...]
+    """What to compare with, then what is proposed."""
+    batcher_url: str | None
+    """A batcher that is there already, asked with the window that it has."""
     requests_per_second: float
     seconds: float
 
-    @property
-    def windows(self) -> tuple[int, int]:
-        """What is in force first, then what is proposed."""
-        return self.against_ms, self.window_ms
+    def named(self, window_ms: int | None) -> str:
+        """What is run, in words."""
+        return f"the batcher at {self.batcher_url}" if window_ms is None else f"window {window_ms} ms"
 
 
 def planned(
     policy: Policy,
-    window_ms: int,
+    window_ms: int | None,
     against_ms: int | None,
     controller: str | None,
+    batcher_url: str | None,
     requests_per_second: float,
     seconds: float,
 ) -> Plan:
@@ -112,11 +119,19 @@ def planned(
     Raises:
         OpsError: USAGE; it names the option, the value and what is allowed.
     """
+    if (window_ms is None) == (batcher_url is None):
+        raise OpsError("Give --window-ms, or --batcher-url of one that is there.", "Nothing was run.", ExitCode.USAGE)
+    if batcher_url is not None and (against_ms, controller) != (None, None):
+        said = "--batcher-url: that batcher runs with the window and controller that it has."
+        raise OpsError(said, "Leave out --against and --controller.", ExitCode.USAGE)
+    if batcher_url is not None and not re.fullmatch(r"http://[^/?#\s]+/?", batcher_url):
+        raise _wrong("--batcher-url", batcher_url, "http://HOST:PORT")
+    windows = {}
+    if window_ms is not None:
+        configured = baseline_value(KnobName.BATCH_WINDOW_MS, policy.baseline)
+        windows = {"--against": configured if against_ms is None else against_ms, "--window-ms": window_ms}
     spec = KnobName.BATCH_WINDOW_MS.spec
-    configured = baseline_value(KnobName.BATCH_WINDOW_MS, policy.baseline)
-    against = configured if against_ms is None else against_ms
-    assert isinstance(against, int)
-    for option, value in (("--window-ms", window_ms), ("--against", against)):
+    for option, value in windows.items():
         if not spec.kind.takes(value, {}):
             raise _wrong(option, value, spec.kind.allowed(spec.unit, {}))
     rate = requests_per_second
@@ -126,12 +141,19 @@ def planned(
     if not least <= seconds <= MOST_SECONDS:
         allowed = f"{least} to {MOST_SECONDS:g} (a P99 needs {LEAST_REQUESTS} requests, at {rate:g} a second)"
         raise _wrong("--seconds", seconds, allowed)
-    return Plan(policy, controller or policy.batcher.controller, window_ms, against, rate, seconds)
+    return Plan(
+        policy=policy,
+        controller=controller or policy.batcher.controller,
+        windows=tuple(value for value in windows.values() if isinstance(value, int)),
+        batcher_url=batcher_url,
+        requests_per_second=rate,
+        seconds=seconds,
+    )
 
 
-def _wrong(option: str, value: float, allowed: str) -> OpsError:
+def _wrong(option: str, value: object, allowed: str) -> OpsError:
     wrong = NotAllowed(option, value, allowed)
-    return OpsError(f"{option}: {value:g} is not allowed; {allowed} is.", "Nothing was run.", ExitCode.USAGE, wrong)
+    return OpsError(f"{option}: {value} is not allowed; {allowed} is.", "Nothing was run.", ExitCode.USAGE, wrong)
 
 
 def verdict(proposed: WindowRun, budget_ms: float) -> Verdict:
@@ -149,7 +171,7 @@ def verdict(proposed: WindowRun, budget_ms: float) -> Verdict:
 
 
 async def run(plan: Plan, say: Say, now: Say) -> LoadTest:
-    """Both windows, one after the other, with the same arrivals.
+    """The windows, one after the other, under the same kind of traffic.
 
     Args:
         plan: what to run.
@@ -160,39 +182,45 @@ async def run(plan: Plan, say: Say, now: Say) -> LoadTest:
         StackError, ServerNotFound, ChildFailed: a process cannot be started, or died.
         OpsError: requests were not sent, or nothing could be read.
     """
-    runs = {}
-    for window_ms in dict.fromkeys(plan.windows):
+    runs: list[WindowRun] = []
+    if plan.batcher_url is not None:
+        await asyncio.to_thread(_read, f"{plan.batcher_url.rstrip('/')}/readyz")
+    for window_ms in dict.fromkeys(plan.windows) or (None,):
         with tempfile.TemporaryDirectory(prefix="runbooks-loadtest-") as folder:
             async with Stack(_options(plan, window_ms, Path(folder)), say=say) as stack:
-                say(f"window {window_ms} ms: {plan.requests_per_second:g} requests/s for {plan.seconds:g} s")
-                runs[window_ms] = await stack.guard(_measured(stack, plan, window_ms, now))
-                say(f"window {window_ms} ms: P99 {runs[window_ms].total_p99_ms:,.0f} ms")
-    proposed, budget_ms = runs[plan.window_ms], plan.policy.latency.max_p99_ms
+                what = plan.named(window_ms)
+                say(f"{what}: {plan.requests_per_second:g} requests/s for {plan.seconds:g} s")
+                runs.append(await stack.guard(_measured(stack, plan, window_ms, now)))
+                say(f"{what}: P99 {runs[-1].total_p99_ms:,.0f} ms")
+    budget_ms = plan.policy.latency.max_p99_ms
     return LoadTest(
         controller=plan.controller,
         requests_per_second=plan.requests_per_second,
         seconds=plan.seconds,
         budget_ms=budget_ms,
-        proposed=proposed,
-        against=runs[plan.against_ms],
-        verdict=verdict(proposed, budget_ms),
+        proposed=runs[-1],
+        against=runs[0] if plan.windows else None,
+        verdict=verdict(runs[-1], budget_ms),
     )
 
 
-def _options(plan: Plan, window_ms: int, folder: Path) -> StackOptions:
-    policy = plan.policy.model_copy(
-        update={
-            "knobs": {**plan.policy.knobs, KnobName.BATCH_WINDOW_MS: window_ms},
-            "batcher": plan.policy.batcher.model_copy(update={"controller": plan.controller}),
-        }
-    )
+def _options(plan: Plan, window_ms: int | None, folder: Path) -> StackOptions:
+    policy = plan.policy
+    if window_ms is not None:
+        policy = policy.model_copy(
+            update={
+                "knobs": {**policy.knobs, KnobName.BATCH_WINDOW_MS: window_ms},
+                "batcher": policy.batcher.model_copy(update={"controller": plan.controller}),
+            }
+        )
     midnight = datetime.now(TOKYO).replace(hour=0, minute=0, second=0, microsecond=0)
     return StackOptions(
         state_dir=folder,
         speed=1,
         business_start=midnight + PEAK,
         control_plane=False,
-        batcher=True,
+        batcher=window_ms is not None,
+        batcher_url=plan.batcher_url,
         real_requests=True,
         usual_ports=False,
         policy=policy.model_dump_json(),
@@ -200,43 +228,50 @@ def _options(plan: Plan, window_ms: int, folder: Path) -> StackOptions:
     )
 
 
-async def _measured(stack: Stack, plan: Plan, window_ms: int, now: Say) -> WindowRun:
-    """The window under load, after a short warm-up."""
+async def _measured(stack: Stack, plan: Plan, window_ms: int | None, now: Say) -> WindowRun:
+    """The batcher under load, after a short warm-up."""
+    what = plan.named(window_ms)
     requests = f"{stack.addresses.aws_endpoint_url}/_simulator/requests"
-    metrics = f"{stack.addresses.batcher_url}/metrics"
-    now(f"window {window_ms} ms: warming up")
+    batcher = stack.addresses.batcher_url.rstrip("/")
+    now(f"{what}: warming up")
     await asyncio.to_thread(_read, requests, "POST", {"requests_per_second": plan.requests_per_second})
     await asyncio.sleep(WARM_UP_SECONDS)
     await asyncio.to_thread(_read, requests, "DELETE")
-    before = counted(await asyncio.to_thread(_read, metrics))
+    before = counted(await asyncio.to_thread(_read, f"{batcher}/metrics"))
     began = time.monotonic()
     while (passed := time.monotonic() - began) < plan.seconds:
         await asyncio.sleep(min(LOOK_EVERY_SECONDS, plan.seconds - passed))
         seen = json.loads(await asyncio.to_thread(_read, requests))
         now(
-            f"window {window_ms} ms: {time.monotonic() - began:.0f} of {plan.seconds:g} s · {seen['count']} requests"
+            f"{what}: {time.monotonic() - began:.0f} of {plan.seconds:g} s · {seen['count']} requests"
             f" · P99 {seen['total']['p99_ms'] or 0:,.0f} ms"
         )
-    after = counted(await asyncio.to_thread(_read, metrics))
-    return summed_up(
-        window_ms, plan.policy, seen, Counter({sample: after[sample] - before[sample] for sample in after})
-    )
+    after = counted(await asyncio.to_thread(_read, f"{batcher}/metrics"))
+    return summed_up(window_ms, plan.policy, seen, before, after)
 
 
-def summed_up(window_ms: int, policy: Policy, seen: Mapping[str, Any], batcher: Counter["Sample"]) -> WindowRun:
+def summed_up(
+    window_ms: int | None,
+    policy: Policy,
+    seen: Mapping[str, Any],
+    before: Counter[Sample],
+    after: Counter[Sample],
+) -> WindowRun:
     """What the requests took, and what the batcher counted meanwhile, in one."""
-    model = policy.main_model
+    model, total = policy.main_model, seen["total"]
+    batcher = Counter({sample: after[sample] - before[sample] for sample in after})
     asked, batches = (_total(batcher, f"batcher_batch_size_{what}", model=model) for what in ("sum", "count"))
     wait_p50_ms, wait_p99_ms = _quantiles(batcher, "batcher_queue_wait_seconds", model=model)
-    total = seen["total"]
     measured = {stage.name: seen["stages"][stage.name]["p99_ms"] for stage in policy.latency.stages}
     measured |= {
         latency.QUEUE_WAIT: wait_p99_ms,
         latency.INVOCATION: _quantiles(batcher, "batcher_batch_seconds", model=model)[1],
         latency.TOTAL: total["p99_ms"],
     }
+    windows = _matching(after, "batcher_window_seconds", {"model": model})
     return WindowRun(
         window_ms=window_ms,
+        window_in_force_ms=1000 * max((value for _, value in windows), default=0),
         requests=seen["count"] - seen["errors"],
         unanswered=seen["errors"],
         calls_per_request=_total(batcher, "batcher_calls_total", model=model) / asked if asked else 0,
@@ -251,9 +286,6 @@ def summed_up(window_ms: int, policy: Policy, seen: Mapping[str, Any], batcher: 
 
 
 # ---------------------------------------------------------------- the batcher's own metrics
-
-Sample = tuple[str, frozenset[tuple[str, str]]]
-"""Its name and its labels."""
 
 
 def counted(text: str) -> Counter[Sample]:
@@ -302,5 +334,6 @@ def _read(url: str, method: str = "GET", body: object = None) -> str:
         with urllib.request.urlopen(request, timeout=10) as answer:
             text: str = answer.read().decode()
     except OSError as error:
-        raise OpsError(f"{method} {url}: {error}", "Run it again.", ExitCode.UNEXPECTED) from error
+        said = f"{method} {url} failed: {getattr(error, 'reason', error)}."
+        raise OpsError(said, "See that it runs and takes requests.", ExitCode.UNREACHABLE) from error
     return text

@@ -85,6 +85,8 @@ class StackOptions:
     """Start the ops API."""
     batcher: bool = False
     """Start the batcher."""
+    batcher_url: str | None = None
+    """A batcher that is there already; none: our own, if one is started."""
     real_requests: bool = False
     """The simulator's users ask the batcher, and are measured; without: its model says what they would see."""
     control_plane: bool = True
@@ -109,7 +111,7 @@ class Addresses:
     api_url: str
     """Where the ops API answers, if it is started."""
     batcher_url: str
-    """Where the batcher answers, if it is started."""
+    """Where the batcher answers, if there is one."""
 
 
 class Stack:
@@ -270,7 +272,7 @@ class Stack:
             redis_url=options.redis_url or f"redis://127.0.0.1:{self._port('Redis')}/0",
             aws_endpoint_url=endpoint,
             api_url=f"http://127.0.0.1:{self._port('ops API')}",
-            batcher_url=f"http://127.0.0.1:{self._port('batcher')}",
+            batcher_url=options.batcher_url or f"http://127.0.0.1:{self._port('batcher')}",
         )
 
     def _port(self, what: str) -> int:

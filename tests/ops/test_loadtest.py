@@ -4,7 +4,9 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +21,7 @@ POLICY = Policy()
 def seen_by(**changes: object) -> WindowRun:
     figures: dict[str, object] = {
         "window_ms": 500,
+        "window_in_force_ms": 500,
         "requests": 840,
         "unanswered": 0,
         "calls_per_request": 0.14,
@@ -52,7 +55,7 @@ def test_the_budget_decides(run: WindowRun, within: bool, said: str) -> None:
 
 def test_what_is_not_given_is_the_policys() -> None:
     policy = Policy.model_validate({"knobs": {"batch_window_ms": 150}, "batcher": {"controller": "fixed"}})
-    plan = planned(policy, 500, None, None, 18, 60)
+    plan = planned(policy, 500, None, None, None, 18, 60)
     assert (plan.windows, plan.controller) == ((150, 500), "fixed")
 
 
@@ -70,7 +73,8 @@ def test_what_is_not_given_is_the_policys() -> None:
     ],
 )
 def test_what_is_not_allowed_is_named(given: dict[str, float], field: str, allowed: str) -> None:
-    good = {"window_ms": 500, "against_ms": 150, "controller": None, "requests_per_second": 14, "seconds": 60}
+    good = {"window_ms": 500, "against_ms": 150, "controller": None, "batcher_url": None}
+    good |= {"requests_per_second": 14, "seconds": 60}
     with pytest.raises(OpsError) as refused:
         planned(POLICY, **(good | given))  # type: ignore[arg-type]
     wrong = refused.value.not_allowed
@@ -78,6 +82,23 @@ def test_what_is_not_allowed_is_named(given: dict[str, float], field: str, allow
     assert wrong is not None
     assert wrong.field == field
     assert allowed in wrong.allowed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "Give --window-ms, or --batcher-url"),
+        ({"window_ms": 500, "batcher_url": "http://batcher:8235"}, "Give --window-ms, or --batcher-url"),
+        ({"against_ms": 150, "batcher_url": "http://batcher:8235"}, "runs with the window and controller that it has"),
+        ({"batcher_url": "batcher:8235"}, "http://HOST:PORT is"),
+    ],
+)
+def test_a_batcher_that_is_there_is_asked_as_it_is(given: dict[str, Any], said: str) -> None:
+    nothing = {"window_ms": None, "against_ms": None, "controller": None, "batcher_url": None}
+    with pytest.raises(OpsError, match=said):
+        planned(POLICY, **{**nothing, **given}, requests_per_second=14, seconds=60)
+    plan = planned(POLICY, None, None, None, "http://batcher:8235", 14, 60)
+    assert (plan.windows, plan.batcher_url) == ((), "http://batcher:8235")
 
 
 METRICS = """\
@@ -97,6 +118,9 @@ batcher_batch_seconds_bucket{model="sonnet",intent="faq",le="+Inf"} 25
 batcher_batch_seconds_bucket{model="sonnet",intent="greeting",le="2"} 20
 batcher_batch_seconds_bucket{model="sonnet",intent="greeting",le="3"} 25
 batcher_batch_seconds_bucket{model="sonnet",intent="greeting",le="+Inf"} 25
+# TYPE batcher_window_seconds gauge
+batcher_window_seconds{model="sonnet",group=""} 0
+batcher_window_seconds{model="sonnet",group="public"} 0.15
 # TYPE batcher_calls counter
 batcher_calls_total{model="sonnet"} 25
 batcher_calls_total{model="haiku"} 25
@@ -107,7 +131,8 @@ def test_the_batchers_own_metrics_and_the_requests_are_one_table() -> None:
     ways = {stage.name: {"p99_ms": stage.p99_ms + 1} for stage in POLICY.latency.stages}
     total = {"p50_ms": 2000, "p99_ms": 2700, "over_budget_share": 0.004}
     seen = {"count": 126, "errors": 1, "stages": ways, "total": total}
-    run = summed_up(150, POLICY, seen, counted(METRICS))
+    run = summed_up(150, POLICY, seen, Counter(), counted(METRICS))
+    assert run.window_in_force_ms == 150
     assert (run.requests, run.unanswered) == (125, 1)
     assert run.calls_per_request == 25 / 100
     assert run.fill == 4
