@@ -39,7 +39,7 @@ def lease(client: redis.Redis) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -54,10 +54,10 @@ def follow_with_asyncio(url: str, poll_every: timedelta) -> Iterator[KnobCopy]:
         await knobs._client.aclose()
 
     try:
-        knobs = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+        knobs = asyncio.run_coroutine_threadsafe(begin(), loop).result(40)
         yield knobs
     finally:
-        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(40)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -80,7 +80,7 @@ def ttl(lease_id: str, seconds: int, duration_ms: int = 60_000) -> LeaseRequest:
     )
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 40) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen"
@@ -110,7 +110,7 @@ def test_a_change_is_pushed_and_a_lease_ends_without_a_word(
             reason="throttled",
             duration_ms=60_000,
         )
-        ledger.acquire([ttl("now", 120, duration_ms=300), routing])
+        ledger.acquire([ttl("now", 120, duration_ms=1000), routing])
         eventually(lambda: knobs.cache_ttl_seconds == 120)
         assert knobs.model_for("faq") == "haiku"
         assert knobs.model_for("search") == "sonnet"
@@ -142,7 +142,7 @@ def test_polling_finds_what_no_message_told(redis_client: redis.Redis, server_ur
 def test_while_redis_is_away_and_then_empty_each_lease_stays_until_its_own_end(own_server: ValkeyServer) -> None:
     with connect(own_server.url) as client:
         ledger, knobs = Ledger(client), Knobs(client, BASELINE)
-        ledger.acquire([ttl("long", 120), ttl("short", 240, duration_ms=1000), ttl("other", 60)])
+        ledger.acquire([ttl("long", 120), ttl("short", 240, duration_ms=2500), ttl("other", 60)])
         assert knobs.cache_ttl_seconds == 30, "never read: the baseline"
         knobs.refresh()
         own_server.kill()
@@ -167,7 +167,7 @@ def test_following_survives_a_restart_without_persistence(own_server: ValkeyServ
     with connect(own_server.url) as client, follow(own_server.url, OFTEN) as knobs:
         ledger = Ledger(client)
         ledger.ensure_epoch()
-        ledger.acquire([ttl("a", 120), ttl("short", 300, duration_ms=1500)])
+        ledger.acquire([ttl("a", 120), ttl("short", 300, duration_ms=3000)])
         eventually(lambda: knobs.cache_ttl_seconds == 300)
         own_server.kill()
         eventually(lambda: knobs.status().errors > 0)

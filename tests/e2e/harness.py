@@ -189,7 +189,7 @@ class Rehearsal:
         self,
         what: str,
         holds: Callable[[IncidentRecord], bool],
-        seconds: float = 30,
+        seconds: float = 60,
         run_id: str | None = None,
         incident: str = INCIDENT,
     ) -> IncidentRecord:
@@ -209,7 +209,7 @@ class Rehearsal:
                 raise AssertionError(f"not within {seconds:g} s: {what}\n{problem}\n{self._story(record)}")
             await asyncio.sleep(0.1)
 
-    async def soon(self, what: str, holds: Callable[[], object], seconds: float = 15) -> None:
+    async def soon(self, what: str, holds: Callable[[], object], seconds: float = 40) -> None:
         """Waits until something outside the incident is so; what fails meanwhile counts as not so."""
         give_up_at = time.monotonic() + seconds
         while True:
@@ -238,11 +238,11 @@ class Rehearsal:
         lines += [f"offered {total_offered(load):,.0f}; {load.models}; logs in {self.stack.log_dir}"]
         return "\n".join(lines)
 
-    async def mitigated(self, seconds: float = 30, run_id: str | None = None) -> IncidentRecord:
+    async def mitigated(self, seconds: float = 60, run_id: str | None = None) -> IncidentRecord:
         """Every lever acted."""
         return await self.until("mitigated", lambda record: record.mitigated_at is not None, seconds, run_id)
 
-    async def awaits_decision(self, seconds: float = 45) -> IncidentRecord:
+    async def awaits_decision(self, seconds: float = 60) -> IncidentRecord:
         """Recovered, and people decide."""
         return await self.until(
             "recovered, and waits for a decision", lambda record: record.phase is Phase.AWAITING_DECISION, seconds
@@ -287,7 +287,7 @@ class Rehearsal:
         if any(row.incident_id == INCIDENT and row.ended is None for row in await self.ops.list_incidents()):
             with suppress(OpsError, TimeoutError):
                 await self.ops.abort(INCIDENT, self.token(Role.APPROVER), "the test is over")
-                await asyncio.wait_for(self.handle().result(), 30)
+                await asyncio.wait_for(self.handle().result(), 60)
 
 
 def read_text(path: str) -> str:

@@ -23,7 +23,7 @@ async def test_free_levers_act_blind_and_capacity_lands_once_whatever_aws_does(w
     world.fault("cloudtrail", None, "access_denied")
     world.fault("bedrock", CREATE, "access_denied")
     world.spike(WORSE)
-    await world.soon("the free lever acts", lambda: world.knobs().get(KnobName.CACHE_TTL_SECONDS) == 120, seconds=10)
+    await world.soon("the free lever acts", lambda: world.knobs().get(KnobName.CACHE_TTL_SECONDS) == 120)
     blind = await world.mitigated()
     assert in_force(blind) == {LeverName.CACHE_TTL}
     assert world.bought(began) == {}
@@ -50,9 +50,7 @@ async def test_free_levers_act_blind_and_capacity_lands_once_whatever_aws_does(w
     world.fault("bedrock", "GetProvisionedModelThroughput", "server_error", count=2)
     request = PersonRequest(who="engineer@example.com", why="the role is mended")
     await world.temporal.get_workflow_handle(capacity_id("sonnet")).execute_update(RECONCILE_NOW, request)
-    landed = await world.until(
-        "the capacity is in service", lambda record: record.levers[-1].landed_at is not None, seconds=40
-    )
+    landed = await world.until("the capacity is in service", lambda record: record.levers[-1].landed_at is not None)
     recovered = await world.awaits_decision()
     demand = recovered.levers[-1].demand
     assert demand is not None

@@ -29,8 +29,8 @@ async def test_levers_come_into_force_after_redis_and_are_put_back_after_a_flush
     await world.awaits_decision()
 
     world.redis.flushall()
-    await world.soon("both knobs are put back", lambda: world.knobs().keys() == BOTH, seconds=8)
-    await world.soon("all routes are back", lambda: Routes(world.redis).read_all().keys() == MODELS, seconds=8)
+    await world.soon("both knobs are put back", lambda: world.knobs().keys() == BOTH, seconds=20)
+    await world.soon("all routes are back", lambda: Routes(world.redis).read_all().keys() == MODELS, seconds=20)
     told = await world.until("the record says so", lambda record: "put_back" in record.timeline[-1].text)
     assert in_force(told) >= {LeverName.MODEL_ROUTING, LeverName.CACHE_TTL}
 
@@ -42,7 +42,7 @@ async def test_levers_come_into_force_after_redis_and_are_put_back_after_a_flush
         lambda record: record.phase is Phase.AWAITING_DECISION and record.levers[0].status is LeverStatus.RELEASED,
     )
     world.redis.flushall()
-    await world.soon("the TTL is put back", lambda: KnobName.CACHE_TTL_SECONDS in world.knobs(), seconds=8)
+    await world.soon("the TTL is put back", lambda: KnobName.CACHE_TTL_SECONDS in world.knobs(), seconds=20)
     await asyncio.sleep(2)  # the loss is told twice
     assert world.knobs() == {KnobName.CACHE_TTL_SECONDS: 120}
 

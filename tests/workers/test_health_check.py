@@ -145,7 +145,7 @@ def policy() -> Policy:
         timetable=None,
         coupling=None,
         capacity=CapacityPolicy(poll_interval=timedelta(seconds=0.1), drain=timedelta(seconds=0.1)),
-        health=HealthPolicy(interval=timedelta(hours=5)),
+        health=HealthPolicy(interval=timedelta(days=1000)),
     )
 
 

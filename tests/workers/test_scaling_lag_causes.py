@@ -63,7 +63,7 @@ POLICY = Policy(
         )
     ),
     capacity=CapacityPolicy(poll_interval=timedelta(seconds=0.1)),
-    health=HealthPolicy(interval=timedelta(hours=5)),
+    health=HealthPolicy(interval=timedelta(days=1000)),
     coupling=None,
 )
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import redis
 from temporalio import workflow
@@ -65,6 +66,12 @@ FAST = CapacityPolicy(
 )
 
 
+MORNING = RehearsalClock(
+    real_start=datetime.now(UTC), business_start=datetime(2026, 11, 25, 10, tzinfo=ZoneInfo("Asia/Tokyo"))
+)
+"""Ten o'clock, far from the end of a day in Tokyo and in UTC, whenever the tests run."""
+
+
 @workflow.defn(name="FakeIncident", sandboxed=False)
 class FakeIncident:
     """Asks for capacity as an incident does, and keeps what it is told."""
@@ -106,9 +113,7 @@ def worker_of(
 ) -> Worker:
     """With everything that capacity needs, and nothing else."""
     aws = AwsClients(settings)
-    configured = SettingsActivities(
-        policy_file=policy_file, roster_file=policy_file.with_name(ROSTER), clock=RehearsalClock()
-    )
+    configured = SettingsActivities(policy_file=policy_file, roster_file=policy_file.with_name(ROSTER), clock=MORNING)
     bedrock = BedrockActivities(aws.bedrock(), Routes(redis_client))
     owners = (
         bedrock,

@@ -38,7 +38,7 @@ class Handing(Play):
         return record
 
     async def soon(self, what: Callable[[], object]) -> None:
-        give_up_at = time.monotonic() + 15
+        give_up_at = time.monotonic() + 40
         while not what():
             assert time.monotonic() < give_up_at, "it never came true"
             await asyncio.sleep(0.02)

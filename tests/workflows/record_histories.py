@@ -190,7 +190,7 @@ class Play:
 
     async def until(self, what: Callable[[IncidentRecord], bool]) -> None:
         """Waits, asking as a person who watches would."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 if what(await self.incident.query(RECORD, result_type=IncidentRecord)):
                     return
@@ -213,7 +213,7 @@ class Play:
     async def capacity_is(self, what: Callable[[CapacityState], bool]) -> CapacityState:
         """Waits until capacity is so, and its workflow at rest."""
         handle = self.client.get_workflow_handle(capacity_id(MODEL))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 state: CapacityState = await handle.query(CAPACITY_STATE, result_type=CapacityState)
                 if state.doing == "idle" and what(state):

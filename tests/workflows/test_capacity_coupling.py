@@ -32,7 +32,7 @@ QUEUE = "coupling"
 POLICY = Policy(
     timetable=None,
     coupling=CouplingPolicy(
-        every=timedelta(hours=5), cooldown=timedelta(0), propose_after=1, units_per_task={"sonnet": 1.0}
+        every=timedelta(days=1000), cooldown=timedelta(0), propose_after=1, units_per_task={"sonnet": 1.0}
     ),
 )
 SNAPSHOT = PolicySnapshot(policy=POLICY, clock=RehearsalClock())

@@ -163,7 +163,7 @@ async def test_a_failed_creation_is_deleted_reported_and_tried_once_per_reconcil
 
 
 async def test_a_demand_ends_by_itself_with_nobody_there(stack: Stack) -> None:
-    await stack.ask(17, seconds=2.5)
+    await stack.ask(17, seconds=6)
     assert stack.fake is not None
     await stack.fake.terminate()
     await until(lambda: sum(stack.routed().values()) == 17)
@@ -173,7 +173,7 @@ async def test_a_demand_ends_by_itself_with_nobody_there(stack: Stack) -> None:
 
 
 async def test_a_demand_that_is_prolonged_while_its_end_is_planned_goes_on(stack: Stack) -> None:
-    await stack.ask(20, seconds=3)
+    await stack.ask(20, seconds=6)
     await until(lambda: last(stack, "in_service"))
     await until(lambda: idle(stack))
     stack.fault("ListProvisionedModelThroughputs", "lost_answer", delay_ms=1500)
@@ -198,7 +198,7 @@ async def test_routes_that_redis_lost_are_published_again_at_once(stack: Stack) 
         await until(lambda: last(stack, "in_service"))
         await until(lambda: idle(stack))
         stack.redis.flushall()
-        await until(lambda: sum(stack.routed().values()) == 20, seconds=10)
+        await until(lambda: sum(stack.routed().values()) == 20)
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -262,7 +262,7 @@ async def test_others_and_committed_models_are_counted_and_never_touched(stack: 
 async def test_nothing_is_deleted_while_its_route_cannot_be_withdrawn(stack: Stack) -> None:
     await stack.ask(20)
     await until(lambda: last(stack, "in_service"))
-    stack.redis.client_pause(4000, all=False)
+    stack.redis.client_pause(6000, all=False)
     await stack.withdraw()
     await asyncio.sleep(1)
     assert stack.units() == [5, 15]
