@@ -258,6 +258,7 @@ class _Collector:
             ("batcher_calls", "calls to Bedrock", ("model",), totals.calls),
             ("batcher_throttles", "calls that Bedrock refused", ("model",), totals.throttles),
             ("batcher_coalesced", "requests that shared an equal one's call", ("intent",), totals.coalesced),
+            ("batcher_window_changes", "of the window, and who decided", ("model", "cause"), totals.window_changes),
             ("batcher_unanswered", "requests without an answer", ("intent", "reason"), totals.shed),
             (
                 "batcher_cache_lookups",

@@ -74,6 +74,8 @@ class Totals:
     """By intent."""
     shed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Requests without an answer, by intent and reason."""
+    window_changes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By model and who decided: `controller`, or `knob` where that caps it."""
 
     def since(self, before: "Totals") -> "Totals":
         """The difference of two readings."""
@@ -93,6 +95,7 @@ class Totals:
             self.throttles - before.throttles,
             self.coalesced - before.coalesced,
             self.shed - before.shed,
+            self.window_changes - before.window_changes,
         )
 
 
@@ -166,6 +169,7 @@ class BatchMeter:
     def window(self, model: str, group: str, window: Window) -> None:
         """A lane's window changed."""
         self.windows[model, group] = window
+        self._totals.window_changes[model, "knob" if window.capped else "controller"] += 1
         self.changes.append(
             WindowChange(time.time(), model, group, round(window.seconds * 1000, 1), window.size, window.why)
         )

@@ -34,6 +34,7 @@ def metric_data(meter: BatchMeter, since: Totals, at: datetime, resolution_secon
         *((MetricName.BATCH_FILL_RATE, (model,), counts) for model, counts in since.sizes.items()),
         *((MetricName.BATCH_SIZE, (model,), {window.size: 1}) for model, window in packing.items()),
         *((MetricName.BATCH_WINDOW, (model,), {window.seconds * 1000: 1}) for model, window in packing.items()),
+        *((MetricName.BATCH_WINDOW_CHANGES, key, {count: 1}) for key, count in since.window_changes.items()),
         *((MetricName.BATCH_LATENCY, key, counts) for key, counts in since.latency_ms.items()),
         *((MetricName.TOKENS_PER_INTENT, key, counts) for key, counts in since.tokens.items()),
         *((MetricName.BATCHER_CALLS, (model,), {count: 1}) for model, count in since.calls.items()),

@@ -42,6 +42,7 @@ class MetricName(StrEnum):
     BATCH_FILL_RATE = "BatchFillRate"
     BATCH_SIZE = "BatchSize"
     BATCH_WINDOW = "BatchWindow"
+    BATCH_WINDOW_CHANGES = "BatchWindowChanges"
     BATCH_LATENCY = "BatchInvocationLatency"
     TOKENS_PER_INTENT = "TokensPerIntent"
     BATCHER_CALLS = "BatcherCalls"
@@ -190,6 +191,14 @@ _ALL = (
         "Intent",
         "Direction",
     ),
+    _manga(
+        MetricName.BATCH_WINDOW_CHANGES,
+        "Count",
+        "Sum",
+        "changes of the window: by the `controller`, or by the `knob` where that caps it",
+        "Model",
+        "Cause",
+    ),
     _manga(MetricName.BATCHER_CALLS, "Count", "Sum", "the batcher's calls to Bedrock, refused ones included", "Model"),
     _manga(
         MetricName.BATCHER_THROTTLES,
@@ -269,6 +278,7 @@ BATCHERS = frozenset(
         MetricName.BATCH_FILL_RATE,
         MetricName.BATCH_SIZE,
         MetricName.BATCH_WINDOW,
+        MetricName.BATCH_WINDOW_CHANGES,
         MetricName.BATCH_LATENCY,
         MetricName.TOKENS_PER_INTENT,
         MetricName.BATCHER_CALLS,

@@ -39,6 +39,7 @@ def test_a_period_says_what_happened_in_it_and_nothing_before() -> None:
     batch(meter, "faq", "faq", "greeting")
     before = meter.totals()
     batch(meter, "faq", wait=0.3, tokens=41)
+    meter.window("sonnet", "public", Window(0.15, 8, "capped by batch_window_ms", capped=True))
     meter.served("sonnet", "", [Request("search", "q", 1, 1)], [RequestRefused(Refusal.THROTTLED, "x")], 1.0)
     meter.refused("search", Refusal.OVERLOADED)
     meter.coalesced("faq")
@@ -50,7 +51,9 @@ def test_a_period_says_what_happened_in_it_and_nothing_before() -> None:
     [wait] = found["QueueWaitTime", "sonnet"]
     assert abs(wait - 300) <= 6
     assert found["BatchFillRate", "sonnet"] == {1: 1}
-    assert found["BatchWindow", "sonnet"] == {250: 1}
+    assert found["BatchWindow", "sonnet"] == {150: 1}
+    assert found["BatchWindowChanges", "sonnet", "knob"] == {1: 1}
+    assert ("BatchWindowChanges", "sonnet", "controller") not in found, "that was before"
     assert found["BatchSize", "sonnet"] == {8: 1}
     assert found["TokensPerIntent", "faq", "output"] == {41: 1}
     assert ("TokensPerIntent", "greeting", "output") not in found

@@ -23,6 +23,7 @@ from dataplane.ledger import Ledger
 from dataplane.routes import Routes
 from domain.invoking import Invoke
 from domain.knobs import Holder, KnobName, LeaseRequest
+from domain.metrics import BATCHERS, CATALOGUE
 from domain.policy import Policy
 from domain.routes import CapacityRoute, CapacityRoutes
 from tests.aws_account import Account, eventually
@@ -236,6 +237,47 @@ async def test_an_intent_that_loses_its_packed_answers_gets_a_call_for_each(
     assert "faq has lost 100 % of its last packed answers" in batcher.log.read_text()
     assert 'batcher_not_packed{intent="faq"} 1.0' in (await http.get("/metrics")).text
     aws.control("POST", "converse", {"sonnet": {"lost_share": 0}})
+
+
+async def test_every_metric_reaches_cloudwatch_in_its_unit_and_dimensions(
+    http: httpx.AsyncClient, aws: Account
+) -> None:
+    """After all that was asked before: some were coalesced, throttled, refused, and lost in a packed call."""
+    await asyncio.gather(*(ask(http, "the same for all", "search") for _ in range(3)))
+    cloudwatch = aws.client("cloudwatch")
+
+    def published() -> dict[str, tuple[set[str], str]]:
+        found = {}
+        for one in cloudwatch.list_metrics(Namespace="MangaAssist")["Metrics"]:
+            name, now = one["MetricName"], datetime.now(UTC)
+            [point] = cloudwatch.get_metric_statistics(
+                Namespace="MangaAssist",
+                MetricName=name,
+                Dimensions=one["Dimensions"],
+                StartTime=now - timedelta(minutes=30),
+                EndTime=now + timedelta(minutes=30),
+                Period=3600,
+                Statistics=["SampleCount"],
+            )["Datapoints"][:1]
+            found[name] = {dimension["Name"] for dimension in one["Dimensions"]}, point["Unit"]
+        return found
+
+    found = await asyncio.to_thread(eventually, published, lambda found: found.keys() >= BATCHERS)
+    assert {name: found[name] for name in BATCHERS} == {
+        name: (set(CATALOGUE[name].dimensions), CATALOGUE[name].unit) for name in BATCHERS
+    }
+    text = (await http.get("/metrics")).text
+    for name in (
+        "queue_wait_seconds",
+        "batch_size",
+        "batch_seconds",
+        "tokens",
+        "window_seconds",
+        "window_changes_total",
+    ):
+        assert f"batcher_{name}" in text
+    for name in ("calls", "throttles", "coalesced", "unanswered", "cache_lookups"):
+        assert f"batcher_{name}_total{{" in text
 
 
 async def test_temporal_may_come_later(http: httpx.AsyncClient, late_temporal: TemporalServer) -> None:
