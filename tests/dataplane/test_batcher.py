@@ -395,3 +395,15 @@ async def test_tasks_that_nobody_has_heard_of_fill_no_memory() -> None:
     for future in futures:
         future.cancel()
     await core.drain(1000)
+
+
+@virtually
+async def test_a_flood_of_one_intent_holds_up_no_other() -> None:
+    fake = Fake()
+    core = batcher(fake, Limits(slots=1, max_pending=1000, max_wait_seconds=1000, burst_seconds=1))
+    flood = [core.submit(request(f"flood {n}", within=500)) for n in range(100)]
+    mate = core.submit(request("mate", "greeting", within=500))
+    other = core.submit(request("other", "recommendation", within=500))
+    await asyncio.gather(mate, other)
+    assert len(fake.batches) <= 4, "the one under way, one for each of them, and at most one of the flood between"
+    await asyncio.gather(*flood)
