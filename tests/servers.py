@@ -20,7 +20,8 @@ from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 R = TypeVar("R")
 
-_START_SECONDS = 30
+_START_SECONDS = 60
+_MOST_LAUNCHES = 3
 
 
 def valkey_binary() -> str:
@@ -45,16 +46,20 @@ class _Server:
         raise NotImplementedError
 
     def start(self) -> Self:
-        """Start it and wait until it answers."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        """Start it and wait until it answers; again if it ends: one of the ports may have been taken meanwhile."""
         deadline = time.monotonic() + _START_SECONDS
+        launches = 0
         while True:
+            if self._process is None or (self._process.poll() is not None and launches < _MOST_LAUNCHES):
+                with self._log.open("ab") as log:
+                    self._process = subprocess.Popen(self.command, stdout=log, stderr=log)
+                launches += 1
             try:
                 self.answers()
                 return self
             except (redis.RedisError, RPCError, RuntimeError, OSError) as error:
-                if self._process.poll() is not None or time.monotonic() > deadline:
+                ended = self._process.poll() is not None
+                if (ended and launches == _MOST_LAUNCHES) or time.monotonic() > deadline:
                     self.kill()
                     raise RuntimeError(f"{self.name} does not answer: {self._log.read_text()[-2000:]}") from error
                 time.sleep(0.02)

@@ -69,8 +69,8 @@ async def test_with_the_control_plane_dead_every_lease_lapses_on_time_and_that_i
 ) -> None:
     world.policy_file.write_text(
         world.policy_file.read_text()
-        .replace("model_routing: PT4H\n", "model_routing: PT40M\n")
-        .replace("cache_ttl_seconds: PT4H30M\n", "cache_ttl_seconds: PT1H\n  renew_every: PT15M\n")
+        .replace("model_routing: PT4H\n", "model_routing: PT1H20M\n")
+        .replace("cache_ttl_seconds: PT4H30M\n", "cache_ttl_seconds: PT1H40M\n  renew_every: PT15M\n")
     )
     engineer, baseline = world.token(Role.ENGINEER), world.policy.baseline
     with Knobs(world.redis, baseline) as data_plane:
@@ -81,8 +81,8 @@ async def test_with_the_control_plane_dead_every_lease_lapses_on_time_and_that_i
         world.spike(CURABLE)
         record = await world.mitigated()
         overrides = [
-            await world.ops.set_override(engineer, BATCH_WINDOW_MS, 100, "cost", timedelta(minutes=15)),
-            await world.ops.set_override(engineer, REQUEST_COALESCING, True, "cost", timedelta(minutes=20)),
+            await world.ops.set_override(engineer, BATCH_WINDOW_MS, 100, "cost", timedelta(minutes=30)),
+            await world.ops.set_override(engineer, REQUEST_COALESCING, True, "cost", timedelta(minutes=35)),
         ]
         await world.soon("the data plane obeys", lambda: held() == {*IN_ORDER})
         for name in ("worker", "intake", "temporal"):
@@ -91,11 +91,11 @@ async def test_with_the_control_plane_dead_every_lease_lapses_on_time_and_that_i
         assert all(lever.demand.end > max(ends.values()) for lever in record.held if lever.demand)
 
         lapsed: dict[KnobName, datetime] = {}
-        while len(lapsed) < len(IN_ORDER) and datetime.now(UTC) < max(ends.values()) + timedelta(seconds=3):
+        while len(lapsed) < len(IN_ORDER) and datetime.now(UTC) < max(ends.values()) + timedelta(seconds=5):
             lapsed |= dict.fromkeys({*IN_ORDER} - held() - lapsed.keys(), datetime.now(UTC))
             await asyncio.sleep(0.02)
         assert list(lapsed) == IN_ORDER, lapsed
-        assert all(abs(at - ends[knob]) < timedelta(seconds=1) for knob, at in lapsed.items()), (lapsed, ends)
+        assert all(abs(at - ends[knob]) < timedelta(seconds=3) for knob, at in lapsed.items()), (lapsed, ends)
         assert world.knobs() == {}
 
     for name in ("temporal", "worker", "intake"):
@@ -104,7 +104,7 @@ async def test_with_the_control_plane_dead_every_lease_lapses_on_time_and_that_i
     assert world.knobs().keys() == {MODEL_ROUTING, CACHE_TTL_SECONDS}, "what had its end is over"
     for answer in overrides:
         handle = world.temporal.get_workflow_handle(answer.record.override_id, result_type=OverrideRecord)
-        override = await asyncio.wait_for(handle.result(), 30)
+        override = await asyncio.wait_for(handle.result(), 60)
         assert override.end is OverrideEnd.LAPSED
         assert any("the control plane was away at the end" in entry.text for entry in override.timeline)
     result = await world.ops.abort(INCIDENT, world.token(Role.APPROVER), "enough for today")
