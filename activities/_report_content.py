@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from domain.clock import RehearsalClock
 from domain.cost import breakevens
 from domain.evidence import Check, Reading
-from domain.incident import BudgetRow, Decision, IncidentRecord, Lever, LeverName, LeverStatus
+from domain.incident import BudgetRow, Decision, IncidentRecord, Lever, LeverName, LeverStatus, Phase
 from domain.load import LoadSnapshot
 from domain.messages import ABORT, APPROVE_REVERT, RELEASE_LEVER, PolicySnapshot
 
@@ -264,6 +264,8 @@ class _Report:
             next_at = f", {times.tokyo(record.next_at)}" if record.next_at else ""
             items.append(f"Waiting for: {record.waiting_for or 'nobody'}")
             items.append(f"Next: {record.next_step or 'nothing planned'}{next_at}")
+            if record.phase is Phase.AWAITING_DECISION and record.keep_proposal:
+                items.append(record.keep_proposal)
             for lever in record.held:
                 until = f", at most until {times.tokyo(lever.hold_until)}" if lever.hold_until else ""
                 items.append(f"Held: {_title(lever)} at {lever.after}{until}")

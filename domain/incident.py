@@ -262,7 +262,7 @@ def render_details(record: IncidentRecord, how_to: str) -> str:
     if record.next_step:
         parts.append(f"**Next**: {record.next_step}" + (f", at {utc(record.next_at)}" if record.next_at else ""))
     if record.phase is Phase.AWAITING_DECISION:
-        parts.append(how_to)
+        parts += [how_to, *filter(None, [record.keep_proposal])]
     parts.append("**What we changed**:" if record.levers else "**What we changed**: nothing")
     if record.levers:
         parts.append("\n".join(_lever_line(lever, lever in record.held) for lever in record.levers))

@@ -71,7 +71,7 @@ SIGNALS: Mapping[str, Signal] = {
     "throttles": Signal("InvocationThrottles", "0", (0, 0), "0", (0, 0), ""),
     "window": Signal("batch window", "500", (500, 500), "150", (150, 150)),
     "fill": Signal("requests in a batch", "7.2", (6.2, 8), "3.1", (2.5, 3.8), ""),
-    "wait": Signal("queue wait P99", "480", (430, 550), "140", (120, 220)),
+    "wait": Signal("queue wait P99", "480", (430, 550), "140", (100, 300)),
     "cpu": Signal("ECS CPU", "28 %", (24, 32), "", _ANY, "%"),
 }
 EXCEPTIONS = (

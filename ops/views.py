@@ -312,6 +312,7 @@ def _head(record: IncidentRecord, ended: str | None, times: Times) -> list[Rende
         "closed": times.both(record.closed_at) if record.closed_at else "",
         "waiting for": "" if ended else record.waiting_for,
         "next": "" if ended else record.next_step + (f", {times.both(record.next_at)}" if record.next_at else ""),
+        "proposal": record.keep_proposal if record.phase is Phase.AWAITING_DECISION and not ended else "",
         "outcome": record.outcome,
     }
     parts: list[RenderableType] = [title]

@@ -238,8 +238,9 @@ def keep_proposal(key: str, lever: Lever, policy: Policy) -> str:
     return (
         f"Default: keep. Without the lever the window goes back from {lever.after} to {lever.before}, which was the "
         f"fault. `runbooks incident keep {key} {lever.name} --why …` makes {lever.after} your standing override, "
-        f"reviewed after {span(policy.overrides.review_after)}; it ends by itself once the "
-        f"policy's {lever.name} is no longer. Held by somebody's override instead: ask them to release it, then "
+        f"reviewed after {span(policy.overrides.review_after)}; it ends by itself once the policy's {lever.name} is "
+        f"{lever.after} or less, which the batcher reads at its start. Held by somebody's override instead: ask them "
+        "to release it, then "
         f"`runbooks incident approve {key} --why …`, guarded and watched."
     )
 

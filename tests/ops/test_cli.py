@@ -16,6 +16,7 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from domain.clock import RehearsalClock
+from domain.incident import Phase, render_details
 from domain.messages import (
     INCIDENT_WORKFLOW,
     TASK_QUEUE,
@@ -23,7 +24,7 @@ from domain.messages import (
 )
 from domain.people import Role
 from ops.cli_shared import EXIT_CODES
-from ops.service import ExitCode, OpsError, OpsService, parse_duration, parse_incident
+from ops.service import ExitCode, Incident, OpsError, OpsService, parse_duration, parse_incident
 from ops.stack import Stack
 from ops.tokens import issue
 from ops.views import Times, cleaned, console, incident_view, plain
@@ -337,12 +338,23 @@ async def test_text_from_outside_is_inert() -> None:
     assert clean.opened_at == record.opened_at
     out = console()
     with out.capture() as capture:
-        from ops.service import Incident
-
         times = Times(record.opened_at, RehearsalClock())
         out.print(incident_view(Incident(record=record, ended=None, ended_at=None), times))
     assert not {"\x1b", "\x07", "\u202e"} & set(capture.get())
     assert "[/]" in capture.get()
+
+
+async def test_what_is_proposed_is_shown_while_somebody_has_to_decide() -> None:
+    record = a_record(KEY)
+    record.keep_proposal = "Default: keep."
+    for phase, said in ((Phase.AWAITING_DECISION, True), (Phase.CLOSED, False)):
+        record.phase = phase
+        out = console()
+        with out.capture() as capture:
+            shown = Incident(record=record, ended=None, ended_at=None)
+            out.print(incident_view(shown, Times(record.opened_at, RehearsalClock())))
+        assert (record.keep_proposal in capture.get()) is said
+        assert (record.keep_proposal in render_details(record, "Decide.")) is said
 
 
 async def test_exit_codes_are_documented() -> None:
