@@ -138,7 +138,7 @@ def core(
     """The data plane's own, with the policy's limits."""
     limits = Limits(slots, SETTINGS.max_pending, SETTINGS.max_slot_wait.total_seconds(), 1)
     plans = {"faq": IntentPlan(strategy, "public")}
-    return Batcher(sender, knobs or Knobs(), plans, limits, lambda model, group: controller(), meter, SIZE)
+    return Batcher(sender, knobs or Knobs(), plans, limits, lambda model, group: controller(), meter, SIZE, Random(1))
 
 
 def _core(controller: Callable[[], WindowController], strategy: Strategy = Strategy.PACK) -> Contender:

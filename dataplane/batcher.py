@@ -2,7 +2,8 @@
 
 Equal requests share one place; a lane per model and class of intents holds what waits; a batch leaves when its window
 ends or it is full, and a slot of its model is free. What is in a batch is decided when it leaves, so one that waits for
-a slot goes on filling. One event loop; nothing here blocks, and no task is made per request.
+a slot goes on filling. A batch that Bedrock throttles goes back to the head of its lane, and holds no slot: the lane
+sends no faster than it is let. One event loop; nothing here blocks, and no task is made per request.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol
 
 from domain.batching import Answer, Batch, Refusal, Request, RequestRefused, Sender, Strategy
@@ -27,6 +29,13 @@ the time."""
 _CANCEL_SECONDS = 1.0
 """For calls that are given up at the end of a drain."""
 _TASKS_REMEMBERED = 10_000
+_PACE_SECONDS = 0.1, 2.0
+"""Between two calls of a lane that is throttled, at least and at most, ..."""
+_SLOWER, _FASTER = 1.2, 0.8
+"""... times so much at a throttle and at a call that is let through; under the least the lane is free again."""
+_AGAIN = 0.4, 0.6
+"""What is throttled is tried again after such a part of the pace: Bedrock may take it a little later."""
+_DRAIN_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,7 @@ class Limits:
     max_pending: int
     """Requests waiting or in flight, over all lanes."""
     max_wait_seconds: float
-    """A request that would wait longer for a slot is refused."""
+    """A request that would wait longer for a slot is refused; one that has is, once others can fill its batch."""
     burst_seconds: float
     """How far a task may run ahead of its rate."""
 
@@ -68,7 +77,7 @@ class Meter(Protocol):
     """Counts what happens."""
 
     def sent(self, model: str, group: str, waits: Sequence[float]) -> None:
-        """A batch left; `waits` are its requests' seconds in the queue."""
+        """A batch left and was not throttled; `waits` are its requests' seconds in the queue."""
         ...
 
     def served(
@@ -79,7 +88,7 @@ class Meter(Protocol):
         results: Sequence[Answer | RequestRefused],
         seconds: float,
     ) -> None:
-        """A batch came back, a result for each of its requests."""
+        """A batch came back, a result for each of its requests that has one."""
         ...
 
     def coalesced(self, intent: str) -> None:
@@ -111,11 +120,18 @@ class _Item:
 
     @property
     def wanted(self) -> bool:
-        return any(not waiter.done() for _, waiter in self.waiters)
+        for _, waiter in self.waiters:
+            if not waiter.done():
+                return True
+        return False
 
     @property
     def deadline(self) -> float:
-        return max((deadline for deadline, waiter in self.waiters if not waiter.done()), default=-math.inf)
+        latest = -math.inf
+        for deadline, waiter in self.waiters:
+            if deadline > latest and not waiter.done():
+                latest = deadline
+        return latest
 
     def settle(self, result: Answer | RequestRefused) -> None:
         for _, waiter in self.waiters:
@@ -131,6 +147,7 @@ class _Lane:
 
     __slots__ = (
         "arrived",
+        "called_at",
         "controller",
         "decided",
         "due",
@@ -139,8 +156,11 @@ class _Lane:
         "length",
         "looked_at",
         "model",
+        "next_call",
+        "pace",
         "queues",
         "single",
+        "slowed_at",
         "timer",
         "window",
     )
@@ -159,7 +179,12 @@ class _Lane:
         """Those that are not empty, the next to be served first."""
         self.length = 0
         self.due = False
+        """It waits for a slot, or for its pace."""
         self.timer: asyncio.TimerHandle | None = None
+        """Ends the window, or the pause that the pace makes."""
+        self.pace = 0.0
+        """Seconds between two calls; 0: it is not throttled."""
+        self.next_call = self.called_at = self.slowed_at = -math.inf
 
     def put(self, item: _Item) -> None:
         queue = self.intents.get(item.request.intent)
@@ -170,9 +195,23 @@ class _Lane:
         queue.append(item)
         self.length += 1
 
-    def take(self, most: int) -> list[_Item]:
-        """The next up to `most` that somebody still waits for, one of each intent in turn."""
+    def put_back(self, items: Sequence[_Item]) -> None:
+        """What was taken, before all that has come since."""
+        for item in reversed(items):
+            queue = self.intents[item.request.intent]
+            if not queue:
+                self.queues.append(queue)
+            queue.appendleft(item)
+        self.length += len(items)
+
+    def take(self, most: int, came_after: float) -> tuple[list[_Item], list[_Item]]:
+        """The next up to `most` that somebody still waits for, one of each intent in turn; and whom that leaves out.
+
+        Who came before is left out while there are others for the place: he has waited too long to be answered in time,
+        and would only make them late too.
+        """
         items: list[_Item] = []
+        late: list[_Item] = []
         queues = self.queues
         while queues and len(items) < most:
             queue = queues[0]
@@ -183,8 +222,9 @@ class _Lane:
             else:
                 queues.popleft()
             if item.wanted:
-                items.append(item)
-        return items
+                spare = item.arrived < came_after and self.length >= most - len(items)
+                (late if spare else items).append(item)
+        return items, late
 
     @property
     def size(self) -> int:
@@ -224,6 +264,7 @@ class Batcher:
         controller: Callable[[str, str], WindowController],
         meter: Meter,
         largest_batch: int,
+        random: Random | None = None,
     ) -> None:
         """`controller` makes one for a model and a group. Made inside the running loop."""
         self._sender = sender
@@ -234,7 +275,8 @@ class Batcher:
         self._meter = meter
         self._largest_batch = largest_batch
         self._loop = asyncio.get_running_loop()
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._lanes: dict[tuple[str, str, bool], _Lane] = {}
+        """By model, group or intent, and whether each request has a call of its own."""
         self._free: dict[str, int] = {}
         self._due: dict[str, deque[_Lane]] = {}
         """Lanes that wait for a slot of their model, in order."""
@@ -251,6 +293,7 @@ class Batcher:
         self._next_call: OrderedDict[str, float] = OrderedDict()
         """By task: when its rate allows the next call; the last to ask is the last."""
         self._draining = False
+        self._random = random or Random()
         self._cap_ms = knobs.batch_window_ms
 
     # ------------------------------------------------------------ asking
@@ -292,7 +335,7 @@ class Batcher:
             self._watch(request.deadline)
             self._meter.coalesced(request.intent)
             return future
-        lane = self._lane(self._knobs.model_for(request.intent), plan, now)
+        lane = self._lane(self._knobs.model_for(request.intent), request.intent, plan, now)
         self._admit(lane, request, now)
         item = _Item(request, key, now, future)
         if key is not None:
@@ -312,13 +355,15 @@ class Batcher:
             lane.timer = self._loop.call_at(now + window.seconds, self._make_due, lane)
         return future
 
-    def _lane(self, model: str, plan: IntentPlan, now: float) -> _Lane:
+    def _lane(self, model: str, intent: str, plan: IntentPlan, now: float) -> _Lane:
         single = plan.strategy is not Strategy.PACK
-        group = "" if single else plan.group
-        lane = self._lanes.get((model, group))
+        # Single ones have a lane for each intent: one may have a smaller model to go to where another is throttled.
+        name = intent if single else plan.group
+        lane = self._lanes.get((model, name, single))
         if lane is None:
+            group = "" if single else plan.group
             lane = _Lane(model, group, single, self._make_controller(model, group), now)
-            self._lanes[(model, group)] = lane
+            self._lanes[(model, name, single)] = lane
             self._free.setdefault(model, self._limits.slots)
             self._due.setdefault(model, deque())
             self._look(lane, now)
@@ -349,12 +394,15 @@ class Batcher:
             if len(self._next_call) > _TASKS_REMEMBERED:
                 self._next_call.popitem(last=False)
         latency = self._latency.get(lane.model)
-        if self._free[lane.model] > 0 or latency is None:
+        paused = lane.next_call > now
+        if latency is None or (self._free[lane.model] > 0 and not paused):
             return
         self._free_places(now)
         own = lane.length // lane.size
-        others = sum(min(-(-one.length // one.size), own + 1) for one in self._due[lane.model] if one is not lane)
-        wait = latency * (own + others + 1) / self._limits.slots
+        wait = max(0.0, lane.next_call - now) + lane.pace * own if paused else 0.0
+        if self._free[lane.model] <= 0:
+            others = sum(min(-(-one.length // one.size), own + 1) for one in self._due[lane.model] if one is not lane)
+            wait = max(wait, latency * (own + others + 1) / self._limits.slots)
         if wait > self._limits.max_wait_seconds:
             over = wait - self._limits.max_wait_seconds
             raise self._refusal(request, Refusal.OVERLOADED, f"a slot is free in about {wait:.1f} s", over)
@@ -390,19 +438,26 @@ class Batcher:
         self._cap_ms = self._knobs.batch_window_ms
         for lane in self._lanes.values():
             self._cap(lane)
-            if lane.timer is not None:
+            if lane.timer is not None and not lane.due:
                 lane.timer.cancel()
                 lane.timer = None
                 self._arm(lane)
                 self._pump(lane.model)
 
     def _make_due(self, lane: _Lane) -> None:
-        if lane.timer is not None:
-            lane.timer.cancel()
-            lane.timer = None
-        if not lane.due and lane.length:
-            lane.due = True
-            self._due[lane.model].append(lane)
+        if not lane.due:
+            if lane.timer is not None:
+                lane.timer.cancel()
+                lane.timer = None
+            if lane.length:
+                lane.due = True
+                self._due[lane.model].append(lane)
+        self._pump(lane.model)
+
+    def _resume(self, lane: _Lane) -> None:
+        """Its pace allows another call."""
+        lane.timer = None
+        self._due[lane.model].append(lane)
         self._pump(lane.model)
 
     def _pump(self, model: str) -> None:
@@ -410,14 +465,35 @@ class Batcher:
         due = self._due[model]
         while due and self._free[model] > 0:
             lane = due.popleft()
+            now = self._loop.time()
+            if lane.next_call > now:
+                lane.timer = self._loop.call_at(lane.next_call, self._resume, lane)
+                continue
             lane.due = False
             queued = lane.length
-            items = lane.take(lane.size)
-            self._pending -= queued - lane.length - len(items)  # whose callers have gone
+            items, late = lane.take(lane.size, now - self._limits.max_wait_seconds)
+            self._pending -= queued - lane.length - len(items)  # who is late, and whose callers have gone
+            for item in late:
+                self._refuse_late(item, now)
             if items:
                 self._free[model] -= 1
-                self._start(lane, items)
+                if lane.pace:
+                    if lane.called_at > lane.slowed_at:  # the last call was let through
+                        lane.pace = lane.pace * _FASTER if lane.pace > _PACE_SECONDS[0] else 0.0
+                    lane.next_call = now + lane.pace
+                lane.called_at = now
+                self._start(lane, items, now)
             self._arm(lane)
+
+    def _refuse_late(self, item: _Item, now: float) -> None:
+        self._forget(item)
+        why = f"a slot was not free within {now - item.arrived:.1f} s, and others wait for it"
+        item.settle(self._refusal(item.request, Refusal.OVERLOADED, why, self._limits.max_wait_seconds))
+
+    def _forget(self, item: _Item) -> None:
+        """Nobody may join it any more."""
+        if item.key is not None and self._flights.get(item.key) is item:
+            del self._flights[item.key]
 
     def _arm(self, lane: _Lane) -> None:
         """What a batch has left behind waits for its own window, or is due already."""
@@ -430,9 +506,7 @@ class Batcher:
         else:
             lane.timer = self._loop.call_at(ends, self._make_due, lane)
 
-    def _start(self, lane: _Lane, items: list[_Item]) -> None:
-        now = self._loop.time()
-        self._meter.sent(lane.model, lane.group, [now - item.arrived for item in items])
+    def _start(self, lane: _Lane, items: list[_Item], now: float) -> None:
         task = self._loop.create_task(self._serve(lane, items, now))
         self._batches[task] = items
         task.add_done_callback(self._batches.pop)
@@ -458,26 +532,80 @@ class Batcher:
             if len(results) != len(items):
                 raise ValueError(f"{len(results)} results for {len(items)} requests")
         except TimeoutError:
+<<<<<<< HEAD
             results = all_but_early(RequestRefused(Refusal.DEADLINE, "no answer came until the deadline"))
+=======
+            results = [RequestRefused(Refusal.DEADLINE, "no answer came until the deadline")] * len(items)
+        except asyncio.CancelledError:  # the end of a drain
+            self._pending -= len(items)
+            raise
+>>>>>>> afacb41 (A throttled batch goes back to its lane and holds no slot; who has waited too long for one gives way)
         except Exception as error:  # whatever it is, those who wait must hear of it
             results = all_but_early(RequestRefused(Refusal.FAILED, f"{type(error).__name__}: {error}"))
         finally:
             self._free[lane.model] += 1
-            self._pending -= len(items)
         now = self._loop.time()
         taken = now - sent_at
+        waits = [
+            sent_at - item.arrived for item, result in zip(items, results, strict=True) if not _is_throttled(result)
+        ]
+        if len(waits) < len(items):
+            items, requests, results = self._slow_down(lane, items, results, sent_at)
+        self._pending -= len(items)
         for item, result in zip(items, results, strict=True):
-            if item.key is not None and self._flights.get(item.key) is item:
-                del self._flights[item.key]
+            self._forget(item)
             item.settle(result)
+        if waits:
+            self._meter.sent(lane.model, lane.group, waits)
+            self._learn(lane, items, results, now, taken)
+        if items:
+            self._meter.served(lane.model, lane.group, requests, results, taken)
+        self._pump(lane.model)
+
+    def _learn(
+        self, lane: _Lane, items: list[_Item], results: Sequence[Answer | RequestRefused], now: float, taken: float
+    ) -> None:
+        """What a call says of the backend."""
         before = self._latency.get(lane.model, taken)
         self._latency[lane.model] = before + _SMOOTHING * (taken - before)
         if (seconds := _call_seconds(results, taken)) is not None:
             lane.controller.served(now, len(items), seconds)
         tokens = sum(result.input_tokens + result.output_tokens for result in results if isinstance(result, Answer))
         lane.controller.answered(now, now - items[0].arrived, tokens)
-        self._meter.served(lane.model, lane.group, requests, results, taken)
-        self._pump(lane.model)
+
+    def _slow_down(
+        self, lane: _Lane, items: list[_Item], results: Sequence[Answer | RequestRefused], sent_at: float
+    ) -> tuple[list[_Item], list[Request], list[Answer | RequestRefused]]:
+        """Put back what was throttled and may still be answered in time; returns the others, who have a result.
+
+        The lane pauses for its pace, which gets longer, or as long as it was told.
+        """
+        now = self._loop.time()
+        if sent_at >= lane.slowed_at:  # several calls in flight that are throttled are one reason to slow down
+            lane.slowed_at = now
+            least, most = _PACE_SECONDS
+            lane.pace = min(max(lane.pace * _SLOWER, least), most)
+            lane.next_call = now + lane.pace * self._random.uniform(*_AGAIN)
+        told = max(result.retry_after_seconds or 0.0 for result in results if isinstance(result, RequestRefused))
+        lane.next_call = max(lane.next_call, now + told)
+        pause = lane.next_call - now
+        why = f"{lane.model} takes no call before the deadline, nor for {pause:.1f} s"
+        again: list[_Item] = []
+        settled: list[tuple[_Item, Answer | RequestRefused]] = []
+        for item, result in zip(items, results, strict=True):
+            if not _is_throttled(result):
+                settled.append((item, result))
+            elif item.deadline > lane.next_call:
+                again.append(item)
+            else:
+                settled.append((item, RequestRefused(Refusal.THROTTLED, why, pause)))
+        for item in lane:
+            if item.wanted and item.deadline <= lane.next_call:
+                item.settle(self._refusal(item.request, Refusal.THROTTLED, why, pause))
+        lane.put_back(again)
+        self._make_due(lane)
+        left = [item for item, _ in settled]
+        return left, [item.request for item in left], [result for _, result in settled]
 
     # ------------------------------------------------------------ deadlines and the end
 
@@ -526,16 +654,27 @@ class Batcher:
             self._make_due(lane)
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
-                while self._batches:
-                    await asyncio.shield(asyncio.gather(*self._batches, return_exceptions=True))
+                while self._batches or any(lane.length for lane in self._lanes.values()):
+                    if self._batches:
+                        await asyncio.shield(asyncio.gather(*self._batches, return_exceptions=True))
+                    else:  # throttled: a lane waits for its pace
+                        await asyncio.sleep(_DRAIN_POLL_SECONDS)
         lost = 0
         late = RequestRefused(Refusal.DRAINING, "the batcher stopped before an answer came")
-        for items in ([item for lane in self._lanes.values() for item in lane], *self._batches.values()):
+        waiting = [item for lane in self._lanes.values() for item in lane]
+        for items in (waiting, *self._batches.values()):
             lost += sum(item.wanted for item in items)
             for item in items:
                 item.settle(late)
+<<<<<<< HEAD
         given_up = list(self._batches)
         for task in given_up:
+=======
+        for lane in self._lanes.values():
+            self._pending -= lane.length
+            lane.take(lane.length, -math.inf)  # nobody wants them any more
+        for task in self._batches:
+>>>>>>> afacb41 (A throttled batch goes back to its lane and holds no slot; who has waited too long for one gives way)
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
@@ -557,6 +696,10 @@ def _call_seconds(results: Sequence[Answer | RequestRefused], taken: float) -> f
             if result.batch_size == len(results):
                 return result.seconds
     return None
+
+
+def _is_throttled(result: Answer | RequestRefused) -> bool:
+    return isinstance(result, RequestRefused) and result.refusal is Refusal.THROTTLED
 
 
 def _names(plans: dict[str, IntentPlan]) -> str:

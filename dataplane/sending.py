@@ -1,8 +1,9 @@
 """From a batch to its answers: which target is called, what is packed, and what happens when a call fails.
 
 Calls go to the provisioned models in proportion to their units, then to the routes' overflow, then to a smaller model
-where the policy names one. A throttled call goes on to the next target, and after the last one waits, with jitter or as
-long as it was told, within the deadline. A batch that Bedrock rejects is halved until the one bad request fails alone.
+where the policy names one. A throttled call goes on to the next target; after the last one the batch comes back as
+throttled, for the batcher to send again when it may: who waits here would hold a slot. A batch that Bedrock rejects is
+halved until the one bad request fails alone.
 """
 
 import asyncio
@@ -167,12 +168,12 @@ class Sending:
         """The first target that answers, and how long that call took.
 
         Raises:
-            RequestRefused: none did until the deadline, or the request is wrong.
+            RequestRefused: all are throttled, none answered in some attempts, or the request is wrong.
         """
         now = asyncio.get_running_loop().time
         failures, round_ = 0, 0
         while True:
-            wait: float | None = None
+            throttled, told = False, []
             for target in self._targets(model, requests):
                 left = deadline - now()
                 if left <= 0:
@@ -182,8 +183,8 @@ class Sending:
                     reply = await self._backend.call(target, system, prompt, max_tokens, left)
                     return target, reply, now() - begun
                 except Throttled as error:
-                    told = error.retry_after_seconds
-                    wait = told if wait is None else min(wait, told) if told is not None else wait
+                    throttled = True
+                    told += [] if error.retry_after_seconds is None else [error.retry_after_seconds]
                 except Gone:
                     self._gone[target.model_id] = now() + _GONE_SECONDS
                 except Rejected as error:
@@ -192,11 +193,13 @@ class Sending:
                     failures += 1
                     if failures > _RETRIES:
                         raise RequestRefused(Refusal.FAILED, f"{model}: {error}", _BACKOFF_SECONDS) from error
+            if throttled:
+                raise RequestRefused(Refusal.THROTTLED, f"{model} takes no more calls now", min(told, default=None))
             most = min(_BACKOFF_MOST_SECONDS, _BACKOFF_SECONDS * 2**round_)
-            pause = wait if wait is not None else self._random.uniform(most / 2, most)
+            pause = self._random.uniform(most / 2, most)
             round_ += 1
             if now() + pause >= deadline:
-                raise RequestRefused(Refusal.THROTTLED, f"{model} refused calls until the deadline", pause)
+                raise RequestRefused(Refusal.FAILED, f"{model}: no target answered until the deadline", pause)
             await asyncio.sleep(pause)
 
     def _targets(self, model: str, requests: Sequence[Request]) -> list[Target]:

@@ -33,7 +33,7 @@ class Refusal(StrEnum):
     DRAINING = "draining"
     """The batcher is about to stop."""
     THROTTLED = "throttled"
-    """Bedrock refused the call until the deadline."""
+    """Bedrock refuses calls: a sender's word for "not now", and to a caller "not before the deadline"."""
     FAILED = "failed"
     """The call failed, or its answer was none."""
     INVALID = "invalid"
@@ -104,5 +104,8 @@ class Sender(Protocol):
     """Sends batches to a model."""
 
     async def send(self, batch: Batch) -> Sequence[Answer | RequestRefused]:
-        """One result for each request, in their order; fails for a batch as a whole by no exception."""
+        """One result for each request, in their order; fails for a batch as a whole by no exception.
+
+        What is refused as throttled is sent again, not before `retry_after_seconds` where it says so.
+        """
         ...

@@ -145,7 +145,7 @@ _STEP_SECONDS = 0.01
 """A window is sought this finely."""
 _WORTH_WAITING = 0.25
 """Fewer mates than so many are not waited for."""
-_DEAD_BAND = 0.03
+_DEAD_BAND = 0.02
 """A window that saves a smaller share of the calls is not changed to ..."""
 _TOLERATED = 1.25
 """... unless the present one lets so many times the share that is allowed go over the SLO."""

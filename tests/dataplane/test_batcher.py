@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dataplane.batcher import Batcher, IntentPlan, Limits
+from dataplane.sending import Throttled
 from domain.batching import Answer, Batch, Refusal, Request, RequestRefused, Strategy
 from domain.windows import FixedWindow, Window
 from tests.virtual_time import run_virtually
@@ -42,7 +43,11 @@ class Fake:
 
     async def send(self, batch: Batch) -> Sequence[Answer | RequestRefused]:
         self.batches.append((now(), batch))
-        await asyncio.sleep(self.seconds(batch))
+        try:
+            await asyncio.sleep(self.seconds(batch))
+        except Throttled as error:
+            await asyncio.sleep(0.02)
+            return [RequestRefused(Refusal.THROTTLED, "busy", error.retry_after_seconds)] * len(batch.requests)
         return [answer_to(request, batch) for request in batch.requests]
 
     def sent(self, model: str, group: str, waits: Sequence[float]) -> None:
@@ -81,7 +86,7 @@ def request(prompt: str, intent: str = "faq", within: float = 10, **more: Any) -
 
 
 def batcher(fake: Fake, limits: Limits = LIMITS) -> Batcher:
-    return Batcher(fake, fake, PLANS, limits, lambda model, group: FixedWindow(WINDOW, SIZE), fake, SIZE)
+    return Batcher(fake, fake, PLANS, limits, lambda model, group: FixedWindow(WINDOW, SIZE), fake, SIZE, Random(1))
 
 
 Test = Callable[[], Coroutine[Any, Any, None]]
@@ -248,6 +253,101 @@ async def test_overload_is_refused_early_with_when_to_come_again() -> None:
     await asyncio.gather(*allowed, core.submit(request("other", "search", task="two")))
 
 
+class Bucket(Fake):
+    """A backend that takes so many calls a second, from `begin` to `end`."""
+
+    def __init__(self, calls_per_second: float, begin: float = 0, end: float = math.inf) -> None:
+        super().__init__(self._take)
+        self._every, self._begin, self._end = 1 / calls_per_second, begin, end
+        self._next = 0.0
+        self.taken: list[float] = []
+
+    def _take(self, batch: Batch) -> float:
+        if self._begin <= now() < self._end and now() < self._next:
+            raise Throttled
+        self._next = now() + self._every
+        self.taken.append(now())
+        return CALL
+
+
+@virtually
+async def test_throttled_calls_hold_no_slot_and_who_is_admitted_is_answered_within_bound_and_call() -> None:
+    bound, begin, end = 2.5, 20.0, 80.0
+    fake = Bucket(1, begin, end)
+    core = batcher(fake, Limits(slots=64, max_pending=1000, max_wait_seconds=bound, burst_seconds=1))
+    waits: list[tuple[float, float]] = []
+    refused: list[tuple[float, Refusal]] = []
+
+    async def one(n: int) -> None:
+        came = now()
+        try:
+            await core.submit(request(f"n{n}"))
+        except RequestRefused as error:
+            refused.append((came, error.refusal))
+        else:
+            waits.append((came, now() - came))
+
+    async with asyncio.TaskGroup() as everybody:
+        for n in range(1000):  # 10 a second, of which a batch of 4 a second is let through
+            everybody.create_task(one(n))
+            await asyncio.sleep(0.1)
+    during = [wait for came, wait in waits if begin <= came < end]
+    assert max(during) <= bound + CALL + 0.1
+    assert len(during) >= 0.8 * SIZE * (end - begin), "what is let through is used"
+    assert {refusal for _, refusal in refused} == {Refusal.OVERLOADED}
+    assert all(came < end + 2 for came, _ in refused), "soon after it, nobody is refused"
+    assert len(fake.batches) - len(fake.taken) < 2 * (end - begin), "few calls are in vain"
+    assert core.pending == 0
+
+
+@virtually
+async def test_a_throttle_is_waited_out_as_told_and_the_hopeless_hear_of_it_at_once() -> None:
+    told = iter([2.0, 8.0])
+
+    def seconds(batch: Batch) -> float:
+        raise Throttled(next(told))
+
+    fake = Fake(seconds)
+    core = batcher(fake)
+    patient, hasty = core.submit(request("patient")), core.submit(request("hasty", within=1.5))
+    with pytest.raises(RequestRefused, match="throttled"):
+        await hasty
+    assert now() < 0.2
+    alone = core.submit(request("alone", "recommendation"))
+    fake.seconds = lambda batch: CALL
+    assert (await alone).text == "ALONE", "another lane goes on"
+    assert (await patient).text == "PATIENT"
+    assert fake.batches[-1][0] == pytest.approx(WINDOW + 0.02 + 2.0)
+    assert fake.counts["sent"] == 2, "what is sent again is counted once, and what was only throttled not at all"
+    assert fake.counts["served"] == 3
+    fake.seconds = seconds
+    last = core.submit(request("last"))
+    await asyncio.sleep(WINDOW + 0.03)
+    with pytest.raises(RequestRefused, match="a slot is free in about") as refused:
+        core.submit(request("too late", within=5))
+    assert refused.value.refusal is Refusal.OVERLOADED
+    fake.seconds = lambda batch: CALL
+    assert await core.drain(15) == 0
+    assert (await last).text == "LAST"
+
+
+@virtually
+async def test_who_has_waited_too_long_gives_way_once_others_fill_the_batch() -> None:
+    fake = Fake(lambda batch: 6 if batch.requests[0].prompt == "slow" else CALL)
+    core = batcher(fake, Limits(slots=1, max_pending=100, max_wait_seconds=2, burst_seconds=1))
+    await core.submit(request("before"))
+    slow = core.submit(request("slow"))
+    await asyncio.sleep(WINDOW + 0.01)
+    old = [core.submit(request(f"old{n}")) for n in range(2)]
+    await asyncio.sleep(4)
+    young = [core.submit(request(f"young{n}")) for n in range(SIZE - 1)]
+    results = await asyncio.gather(slow, *old, *young, return_exceptions=True)
+    late = [result for result in results if isinstance(result, RequestRefused)]
+    assert [refused.refusal for refused in late] == [Refusal.OVERLOADED]
+    assert isinstance(results[2], Answer), "who takes nobody's place is answered, however long it took"
+    assert core.pending == 0
+
+
 @virtually
 async def test_draining_answers_what_was_accepted_and_takes_nothing_new() -> None:
     fake = Fake(lambda batch: 100 if batch.requests[0].prompt == "slow" else CALL)
@@ -274,8 +374,11 @@ async def soak(random: Random) -> None:
         kind = random.random()
         if kind < 0.05:
             raise RuntimeError("backend")
+        if kind > throttled_from:
+            raise Throttled(random.choice((None, 0.5, 20.0)))
         return math.inf if kind < 0.08 else random.expovariate(2)
 
+    throttled_from = random.choice((0.5, 0.9, 1.0))
     fake = Fake(seconds)
     core = batcher(fake, Limits(random.randint(1, 4), random.randint(5, 200), random.uniform(0.5, 5), 1))
     outcomes: Counter[str] = Counter()
