@@ -146,3 +146,50 @@ def fewest_calls(world: World, arrivals: Sequence[float], over_share: float = 0.
             values[1] = bound(math.exp(inner[1]))
         best = max(best, *values)
     return best
+
+
+def fewest_calls_without_foresight(world: World, arrivals: Sequence[float], over_share: float = 0.01) -> int:
+    """The calls of the best rule for somebody who knows the rate and the latency exactly, and no arrival beforehand.
+
+    For Poisson arrivals and a latency that does not grow: a batch leaves when the risk that a moment more adds to its
+    requests is worth more than the mate that the moment may bring. The risk only grows while it waits, so to compare
+    the two now is the best that can be done (a monotone stopping problem). What a mate is worth is chosen so that the share
+    over the SLO is as allowed on these very arrivals. Slots are not held against it.
+    """
+    slack = SLO_SECONDS - FIXED_SECONDS
+    centre, scale = math.log(MEDIAN_SECONDS), SIGMA * math.sqrt(2)
+
+    def over(wait: float) -> float:
+        return 0.5 * math.erfc((math.log(slack - wait) - centre) / scale) if wait < slack else 1.0
+
+    def risk(wait: float) -> float:
+        """Of a moment more, per second."""
+        left = max(slack - wait, 1e-3)
+        return math.exp(-(((math.log(left) - centre) / scale) ** 2)) / (scale * math.sqrt(math.pi) * left)
+
+    def leaves(batch: Sequence[float], worth: float) -> float:
+        low, high = batch[-1], batch[0] + 0.8 * slack
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if sum(risk(middle - at) for at in batch) > worth else (middle, high)
+        return low
+
+    def play(worth: float) -> tuple[int, float]:
+        calls, late, batch = 0, 0.0, [arrivals[0]]
+        ends = leaves(batch, worth)
+        for at in (*arrivals[1:], math.inf):
+            if at < ends and len(batch) < SIZE:
+                batch.append(at)
+            else:
+                calls += 1
+                late += sum(over(ends - came) for came in batch)
+                batch = [at]
+            if at < math.inf:
+                ends = at if len(batch) == SIZE else leaves(batch, worth)
+        return calls, late / len(arrivals)
+
+    low, high = math.log(1e-3), math.log(10)
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if play(math.exp(middle))[1] <= over_share else (low, middle)
+    return play(math.exp(low))[0]

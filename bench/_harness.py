@@ -31,6 +31,8 @@ class Figure:
     value: float
     unit: str
     aim: float | None = None
+    note: str = ""
+    """What is to be known of it."""
 
     @property
     def met(self) -> bool | None:
@@ -61,7 +63,9 @@ def result(figures: Sequence[Figure], **about: Any) -> dict[str, Any]:
     one, five, fifteen = os.getloadavg()
     return {
         "figures": [
-            {"name": f.name, "value": round(f.value, 3), "unit": f.unit, "aim": f.aim, "met": f.met} for f in figures
+            {"name": f.name, "value": round(f.value, 3), "unit": f.unit, "aim": f.aim, "met": f.met}
+            | ({"note": f.note} if f.note else {})
+            for f in figures
         ],
         **about,
         "machine": {
@@ -74,16 +78,26 @@ def result(figures: Sequence[Figure], **about: Any) -> dict[str, Any]:
     }
 
 
-def publish(name: str, figures: Sequence[Figure], **about: Any) -> Path:
-    """Print the table and write the results file; returns where it lies."""
+def show(figures: Sequence[Figure]) -> None:
+    """Print the table."""
     table = Table("figure", "value", "unit", "aim", "met")
     for figure in figures:
         aim = "" if figure.aim is None else f"≤ {figure.aim:g}"
         met = {None: "", True: "yes", False: "NO"}[figure.met]
-        table.add_row(figure.name, f"{figure.value:.1f}", figure.unit, aim, met)
+        table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, aim, met)
     console.print(table)
+
+
+def publish(name: str, figures: Sequence[Figure], **about: Any) -> Path:
+    """Print the table and write the results file; returns where it lies."""
+    show(figures)
+    return write(name, result(figures, **about))
+
+
+def write(name: str, content: dict[str, Any]) -> Path:
+    """Write the results file; returns where it lies."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result(figures, **about), indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
     console.print(f"written to {path}")
     return path

@@ -120,10 +120,10 @@ class _Item:
 
     @property
     def wanted(self) -> bool:
-        for _, waiter in self.waiters:
-            if not waiter.done():
-                return True
-        return False
+        waiters = self.waiters
+        if len(waiters) == 1:
+            return not waiters[0][1].done()
+        return any(not waiter.done() for _, waiter in waiters)
 
     @property
     def deadline(self) -> float:
@@ -532,14 +532,10 @@ class Batcher:
             if len(results) != len(items):
                 raise ValueError(f"{len(results)} results for {len(items)} requests")
         except TimeoutError:
-<<<<<<< HEAD
             results = all_but_early(RequestRefused(Refusal.DEADLINE, "no answer came until the deadline"))
-=======
-            results = [RequestRefused(Refusal.DEADLINE, "no answer came until the deadline")] * len(items)
         except asyncio.CancelledError:  # the end of a drain
             self._pending -= len(items)
             raise
->>>>>>> afacb41 (A throttled batch goes back to its lane and holds no slot; who has waited too long for one gives way)
         except Exception as error:  # whatever it is, those who wait must hear of it
             results = all_but_early(RequestRefused(Refusal.FAILED, f"{type(error).__name__}: {error}"))
         finally:
@@ -666,15 +662,10 @@ class Batcher:
             lost += sum(item.wanted for item in items)
             for item in items:
                 item.settle(late)
-<<<<<<< HEAD
+        for lane in self._lanes.values():
+            self._pending -= lane.drop_gone()
         given_up = list(self._batches)
         for task in given_up:
-=======
-        for lane in self._lanes.values():
-            self._pending -= lane.length
-            lane.take(lane.length, -math.inf)  # nobody wants them any more
-        for task in self._batches:
->>>>>>> afacb41 (A throttled batch goes back to its lane and holds no slot; who has waited too long for one gives way)
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
