@@ -153,8 +153,8 @@ def fewest_calls_without_foresight(world: World, arrivals: Sequence[float], over
 
     For Poisson arrivals and a latency that does not grow: a batch leaves when the risk that a moment more adds to its
     requests is worth more than the mate that the moment may bring. The risk only grows while it waits, so to compare
-    the two now is the best that can be done (a monotone stopping problem). What a mate is worth is chosen so that the share
-    over the SLO is as allowed on these very arrivals. Slots are not held against it.
+    the two now is the best that can be done (a monotone stopping problem). What a mate is worth is chosen so that the
+    share over the SLO is as allowed on these very arrivals. Slots are not held against it.
     """
     slack = SLO_SECONDS - FIXED_SECONDS
     centre, scale = math.log(MEDIAN_SECONDS), SIGMA * math.sqrt(2)
