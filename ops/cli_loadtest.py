@@ -79,6 +79,7 @@ def window(
 
         fail(OpsError(str(error), "Mend this and start again.", ExitCode.UNEXPECTED), as_json)
     except (KeyboardInterrupt, asyncio.CancelledError):
+        typer.echo("Interrupted: everything is stopped.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(done.model_dump(mode="json"))
