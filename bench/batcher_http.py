@@ -12,7 +12,7 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import cast
+from typing import Literal, cast
 
 import psutil
 import uvicorn
@@ -23,9 +23,10 @@ from dataplane.control_state import ControlState
 from dataplane.sending import Reply, Target
 from dataplane.service import BatcherService
 from domain.policy import Policy
+from workers.batcher import BoundedHeads
 from workers.lifecycle import listen
 
-PARSERS = ("httptools", "h11")
+PARSERS: dict[str, type[asyncio.Protocol] | Literal["h11"]] = {"httptools": BoundedHeads, "h11": "h11"}
 CONNECTIONS = 64
 REQUESTS = 200
 """Of each connection, in one round."""
@@ -62,7 +63,9 @@ def _serve(parser: str, port: Connection) -> None:
         service = BatcherService(Policy(), world, cast(ControlState, world))
         listening = listen("127.0.0.1", 0)
         port.send(listening.getsockname()[1])
-        config = uvicorn.Config(create_app(service, lambda: True), http=parser, log_config=None, access_log=False)
+        config = uvicorn.Config(
+            create_app(service, lambda: True), http=PARSERS[parser], log_config=None, access_log=False
+        )
         await uvicorn.Server(config).serve(sockets=[listening])
 
     asyncio.run(go())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _THROTTLED = {"ThrottlingException", "TooManyRequestsException", "ServiceQuotaExceededException"}
 _GONE = {"ResourceNotFoundException", "AccessDeniedException"}
 _REJECTED = {"ValidationException", "ModelErrorException"}
-_NO_SUCH_MODEL = "model identifier is invalid"
+_NO_SUCH_MODEL = ("model identifier is invalid", "with on-demand throughput isn")
 """Of a ValidationException that speaks of the target, not of the request."""
 _MOST_TOKENS = 10_000_000
 """More than any model takes or gives."""
@@ -62,7 +62,7 @@ class BedrockBackend:
             if code in _THROTTLED:
                 headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
                 raise Throttled(_seconds(headers.get("retry-after"))) from error
-            if code in _GONE or (code == "ValidationException" and _NO_SUCH_MODEL in message):
+            if code in _GONE or (code == "ValidationException" and any(part in message for part in _NO_SUCH_MODEL)):
                 raise Gone(f"{request['modelId']}: {code}: {message}") from error
             if code in _REJECTED:
                 raise Rejected(f"{code}: {message}") from error

@@ -129,6 +129,7 @@ async def serve(settings: Settings, host: str, port: int) -> None:
     listening = listen(host, port)
     config = uvicorn.Config(
         create_app(settings),
+        http="h11",  # it bounds request lines and headers, and is quick enough for people
         log_config=None,
         access_log=False,
         server_header=False,

@@ -19,6 +19,7 @@ import uvicorn
 from pydantic import ValidationError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from activities.invoke import InvokeActivities
 from activities.settings import ConfigurationError, load_policy
@@ -43,6 +44,9 @@ _CALLS_PER_SLOT = 2
 """Answers that a packed call has lost are asked again alone, so a slot may have more than one call in flight."""
 _CONNECTIONS_PER_REQUEST = 2
 """Some are kept and idle, or ask how we are; who comes after that is cut off without a reason."""
+_MOST_HEAD_BYTES = 64 * 1024
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients and load balancers keep an idle connection (AWS: 60 s), so that it is they who end it."""
 _OTHER_FILES = 2000
 """Connections to Bedrock and Redis among them."""
 _FAILED_SECONDS = 5
@@ -66,6 +70,31 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The process's own handlers stay."""
         yield
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """uvicorn's, whose parser takes a request line and headers of any length, with a bound to them."""
+
+    _in_head = False
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its body follows."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of it."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_HEAD_BYTES:
+                self.send_400_response(f"More than {_MOST_HEAD_BYTES} bytes of headers.")
 
 
 class BatcherProcess:
@@ -105,10 +134,12 @@ class BatcherProcess:
             )
             config = uvicorn.Config(
                 create_app(service, lambda: self._ready),
+                http=BoundedHeads,
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 limit_concurrency=policy.batcher.max_pending * _CONNECTIONS_PER_REQUEST,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
             )
             server = _Server(config, self._started)

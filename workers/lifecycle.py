@@ -70,11 +70,19 @@ def keep_loaded() -> None:
 
 
 async def run_until_signalled(serve: Coroutine[Any, Any, None]) -> None:
-    """Run `serve`; SIGTERM or SIGINT cancels it, and it finishes what is in hand."""
+    """Run `serve`; SIGTERM or SIGINT cancels it, and it finishes what is in hand.
+
+    Further ones change nothing: Ctrl-C reaches a process from its terminal and from its supervisor.
+    """
     serving = asyncio.create_task(serve)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not serving.cancelling():
+            serving.cancel()
+
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, serving.cancel)
+        loop.add_signal_handler(signum, stop)
     with suppress(asyncio.CancelledError):
         await serving
 

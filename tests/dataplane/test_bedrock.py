@@ -152,11 +152,17 @@ async def test_errors_have_their_kind(
         await call(backend)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The provided model identifier is invalid.",
+        "Invocation of model ID x with on-demand throughput isn\u2019t supported.",
+    ],
+)
 async def test_a_target_that_is_no_model_is_gone_and_not_the_requests_fault(
-    server: Server, backend: BedrockBackend
+    server: Server, backend: BedrockBackend, message: str
 ) -> None:
-    message = b'{"message": "The provided model identifier is invalid."}'
-    server.says(message, 400, {"x-amzn-ErrorType": "ValidationException"})
+    server.says(json.dumps({"message": message}).encode(), 400, {"x-amzn-ErrorType": "ValidationException"})
     with pytest.raises(Gone):
         await call(backend)
 

@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -179,6 +180,17 @@ async def test_bodies_that_never_end_hold_no_more_than_they_may(
         while await outcomes(http, "after them") != ["about after them"]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert 'batcher_unanswered_total{intent="",reason="overloaded"}' in (await http.get("/metrics")).text
+
+
+async def test_headers_that_never_end_are_cut_off(process: Process, http: httpx.AsyncClient) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 200_000)
+    async with asyncio.timeout(20):
+        with suppress(ConnectionResetError):  # which may overtake the 400
+            await reader.read()
+    writer.close()
+    long = await http.get("/healthz", headers={"X": "x" * 30_000})
+    assert long.status_code == 200
 
 
 async def test_sigterm_while_bedrock_never_answers_ends_in_its_budget_and_everybody_hears(

@@ -355,6 +355,8 @@ async def test_who_leaves_frees_its_place_and_sigterm_answers_the_others(
         async with asyncio.timeout(10):
             while (await http.get("/readyz")).status_code == 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        for again in (signal.SIGINT, signal.SIGTERM):
+            process.process.send_signal(again)
         refused = await ask(http, "late", "recommendation")
         assert (refused.status_code, refused.json()["reason"]) == (503, "draining")
         assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 3
