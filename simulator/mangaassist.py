@@ -41,8 +41,8 @@ class Parameters:
     """Tasks added when they are short; None: they are doubled."""
     scale_out_cooldown_seconds: float = 180
     scale_in_cooldown_seconds: float = 300
-    cpu_percent: float = 31
-    """CPU of a task with one request/s: 28 % on scenario 3's evening."""
+    cpu_percent: float = 28
+    """CPU of a task with one request/s, which is its load on scenario 3's evening."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,8 @@ class World:
         self._traffic = Traffic(
             options.seed, policy.throttle.hit_rate_at_baseline, spikes, usual_tokens_per_second=usual
         )
+        if options.batch_latency:
+            self._tasks_desired = self._tasks_running = self._tasks_of(clock.business(datetime.now(UTC)))
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=3, tcp_keepalive=True)
         session = boto3.session.Session(
             aws_access_key_id=RESIDENT_KEY, aws_secret_access_key="simulator", region_name=options.aws_region
@@ -203,6 +205,12 @@ class World:
 
         self._bedrock, self._cloudwatch, self._ecs = client("bedrock"), client("cloudwatch"), client("ecs")
         self._dynamodb, self._sns, self._sqs = client("dynamodb"), client("sns"), client("sqs")
+
+    def _tasks_of(self, at: datetime) -> int:
+        """Tasks that the service has settled at, at business time `at`."""
+        requests = sum(self._traffic.offered(at).values()) / self._parameters.tokens_per_request
+        wanted = math.ceil(requests / self._parameters.requests_per_second_per_task)
+        return min(max(wanted, self._policy.ecs.baseline_tasks), self._policy.ecs.max_tasks)
 
     # ------------------------------------------------------------------ what stands there at the start
 
@@ -342,7 +350,7 @@ class World:
         number = (math.floor(time.time() / self._period.total_seconds()) - _PERIODS_BEFORE_START) * _STEPS_PER_PERIOD
         with self._knobs:
             self._look()
-            state = at_rest(self._controls(), self._parameters)
+            state = replace(at_rest(self._controls(), self._parameters), tasks_desired=self._tasks_desired)
             flows: list[Flow] = []
             while not stop.wait(max(0.0, (number + 1) * seconds - time.time())):
                 number = max(number, math.floor(time.time() / seconds) - _LATEST_STEPS_KEPT)

@@ -131,7 +131,9 @@ def test_what_is_measured_is_published_and_the_model_is_silent_on_it(evening: Ev
     calls = evening.figures(MetricName.INVOCATION_LATENCY, "p99", ModelId=SONNET.model_id)
     assert calls[0] < 1_000, "Bedrock's own, not the model's 2,000 to 2,100"
     assert set(evening.figures(MetricName.CACHE_HIT_RATE, "Minimum")) <= {0, 100}, "lookups of the batcher's"
-    assert evening.figures(MetricName.CPU_UTILIZATION, "Average", ClusterName="mangaassist", ServiceName="orchestrator")
+    cpu = evening.figures(MetricName.CPU_UTILIZATION, "Average", ClusterName="mangaassist", ServiceName="orchestrator")
+    assert cpu
+    assert cpu == pytest.approx([28] * len(cpu), rel=0.1), "the detection table's"
     before = evening.figures(MetricName.BATCH_WINDOW, "Maximum", minutes=3, Model="sonnet")
     assert before[0] == 100
     assert before.count(POLICY.latency.revert_window_ms) >= 20, "what it was until now"
