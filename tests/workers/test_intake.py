@@ -25,7 +25,8 @@ from temporalio import workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from domain.alarms import AlarmChange
+from domain.alarm_rules import IncidentTarget
+from domain.alarms import AlarmChange, AlarmState
 from domain.incident import IncidentRecord
 from domain.messages import (
     ALARM_CHANGED,
@@ -512,6 +513,25 @@ async def test_what_was_missed_is_found_and_open_incidents_are_left_in_peace(wor
     found = [run async for run in world.temporal.list_workflows(f"TaskQueue = '{world.name}'")]
     assert len(found) == 2, "not the scaling alarm, not the one whose actions are off, and nothing paged twice"
     assert all(run.close_time for run in found)
+
+
+async def test_an_alarm_that_is_part_of_another_incident_opens_its_own_once_it_outlasts_that(world: World) -> None:
+    incidents = Incidents(world.temporal, world.policy, world.settings.task_queue)
+    throttled = IncidentTarget(key=world.key, runbook="throttle", model="sonnet")
+    slow = IncidentTarget(key=f"{world.name}-slow:all", runbook="latency", model="sonnet", part_of=f"{world.name}:*")
+
+    def change(name: str, state: AlarmState, minutes: int) -> AlarmChange:
+        at = AT + timedelta(minutes=minutes)
+        return AlarmChange(alarm_name=name, state=state, changed_at=at, source="sns", message_id=f"{name}-{minutes}")
+
+    on = change("slow", AlarmState.ALARM, 1)
+    assert await incidents.deliver(change("throttles", AlarmState.ALARM, 0), throttled) == "signalled"
+    assert await incidents.deliver(on, slow) == "part-of-another"
+    assert not await incidents.is_missed(on, slow)
+    assert await incidents.deliver(change("throttles", AlarmState.OK, 2), throttled) == "signalled"
+    assert await incidents.is_missed(on, slow), "it is found when CloudWatch is asked what is on"
+    assert await incidents.deliver(on, slow) == "signalled"
+    assert (await world.heard(slow.key)).started_by.runbook == "latency"
 
 
 async def _has(world: World, key: str, states: list[str]) -> bool:

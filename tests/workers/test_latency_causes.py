@@ -220,10 +220,6 @@ async def opensearch_is_slow(evening: Evening) -> None:
     await slow(evening, "opensearch", 10)
 
 
-async def dynamodb_is_slow(evening: Evening) -> None:
-    await slow(evening, "dynamodb", 20)
-
-
 async def api_gateway_is_slow(evening: Evening) -> None:
     await slow(evening, "api_gateway", 10)
 
@@ -270,7 +266,6 @@ async def test_a_window_that_was_increased_is_found_and_reverted_on_the_real_bat
     for broken, cause in (
         (redis_is_slow, "redis"),
         (opensearch_is_slow, "opensearch"),
-        (dynamodb_is_slow, "dynamodb-api-gateway"),
         (api_gateway_is_slow, "dynamodb-api-gateway"),
         (too_few_slots, "other-stages"),
         (too_many_requests, "batching-backlog"),
