@@ -45,6 +45,7 @@ async def keep(incident: Incident, request: KeepRequest) -> tuple[str, str]:
     if failed:
         return "not-possible", f"{lever.name} stays with the incident: {told}"
     await _give_up(incident, lever, f"kept as {told}")
+    record.to_do.append(f"policy: {lever.lease.knob} as kept ({lever.after}); {told} ends by itself then")
     return "accepted", f"{lever.name} is kept as {told}"
 
 

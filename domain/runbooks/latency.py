@@ -149,17 +149,24 @@ def plan(evidence: Evidence, policy: Policy, now: datetime) -> MitigationPlan:
     found = diagnosed(evidence, policy)
     causes = [cause.id for cause in found.causes]
     longer = window is None or window > good
-    wanted = longer and (causes == [WINDOW_INCREASED] or not causes)
-    if wanted and causes:
-        why = "the window was increased; less waiting for mates costs only more calls"
-    elif wanted:
+    wait = evidence.readings.get(EvidenceKey.QUEUE_WAIT_MS)
+    wanted = False
+    if not longer:
+        why = f"the window is {window:g} ms already"
+    elif causes:
+        wanted = causes == [WINDOW_INCREASED]
+        why = (
+            "the window was increased; less waiting for mates costs only more calls"
+            if wanted
+            else f"the window is not the cause ({', '.join(causes)})"
+        )
+    elif wait is not None and wait.value is None:
+        why = "no batcher says how long requests wait for a batch"
+    else:
+        wanted = True
         why = (
             f"what is missing might say that the window is the cause ({'; '.join(found.missing)}); it costs only calls"
         )
-    elif not longer:
-        why = f"the window is {window:g} ms already"
-    else:
-        why = f"the window is not the cause ({', '.join(causes)})"
     lever = Lever(
         name=LeverName.BATCH_WINDOW,
         status=LeverStatus.APPLYING if wanted else LeverStatus.NOT_NEEDED,
@@ -194,18 +201,14 @@ def _arithmetic(evidence: Evidence, policy: Policy) -> list[str]:
 
 
 def recovery_checks(
-    model: str, load: LoadSnapshot, policy_p99_ms: float, queue_wait_ms: float, before: Iterable[RecoveryCheck]
+    model: str, load: LoadSnapshot, p99_ms: float, queue_wait_ms: float, before: Iterable[RecoveryCheck]
 ) -> list[RecoveryCheck]:
-    """P99 in its budget, and the wait in the batcher no longer than usual. No data is never met."""
+    """P99 in its budget, and the wait in the batcher, where one says it, no longer than usual. No P99 is never met."""
     wait = load.model(model).queue_wait_ms
-    return measured(
-        [
-            ("P99 latency", load.p99_ms, policy_p99_ms, "ms", load.p99_ms is not None and load.p99_ms < policy_p99_ms),
-            ("queue wait", wait, queue_wait_ms, "ms", wait is not None and wait <= queue_wait_ms),
-        ],
-        load,
-        before,
-    )
+    rows = [("P99 latency", load.p99_ms, p99_ms, "ms", load.p99_ms is not None and load.p99_ms < p99_ms)]
+    if wait is not None:
+        rows.append(("queue wait", wait, queue_wait_ms, "ms", wait <= queue_wait_ms))
+    return measured(rows, load, before)
 
 
 # ---------------------------------------------------------------- the way back

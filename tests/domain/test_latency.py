@@ -167,6 +167,14 @@ def test_what_cannot_be_read_does_not_hold_up_a_lever_that_costs_only_calls() ->
     assert (lever.status, lever.before) == (LeverStatus.APPLYING, "unknown")
 
 
+def test_without_a_batcher_there_is_no_lever() -> None:
+    [lever] = plan(evidence(queue_wait_ms=None), POLICY, NOW).levers
+    assert (lever.status, lever.why) == (
+        LeverStatus.NOT_NEEDED,
+        "no batcher says how long requests wait for a batch",
+    )
+
+
 def test_with_the_slo_controller_the_plan_says_that_the_knob_is_only_an_upper_limit() -> None:
     assert any("only an upper limit" in line for line in plan(evidence(queue_wait_ms=1_100.0), SLO, NOW).arithmetic)
 
@@ -181,7 +189,8 @@ def test_recovered_is_p99_in_its_budget_and_a_usual_wait() -> None:
         ("queue wait", True, NOW),
     ]
     assert [check.met for check in recovery_checks("sonnet", load(3_000, 301), 3_000, 300, checks)] == [False, False]
-    assert [check.met for check in recovery_checks("sonnet", load(None, None), 3_000, 300, checks)] == [False, False]
+    assert [check.met for check in recovery_checks("sonnet", load(None, None), 3_000, 300, checks)] == [False]
+    assert [check.met for check in recovery_checks("sonnet", load(2_600, None), 3_000, 300, checks)] == [True]
 
 
 def test_the_window_goes_back_only_where_p99_stays_in_its_budget() -> None:
