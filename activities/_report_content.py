@@ -418,6 +418,8 @@ class _Report:
         released_at = lever.released_at
         if released_at is None:
             return "runbook"
+        if lever.status is LeverStatus.KEPT:
+            return "runbook; then a person's own"
         ways = (APPROVE_REVERT, RELEASE_LEVER, ABORT)
         asked = [
             decision

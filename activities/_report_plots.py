@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from activities._report_content import LEVER_TITLES, TOKYO
-from domain.incident import IncidentRecord
+from domain.incident import IncidentRecord, LeverStatus
 from domain.messages import ABORT, APPROVE_REVERT, REJECT, RELEASE_LEVER, PolicySnapshot
 from domain.metrics import CATALOGUE, MetricName
 from domain.pre_provisioning import EventRecord
@@ -42,6 +42,8 @@ _PER_MODEL = {
     MetricName.INVOCATION_THROTTLES: "ModelId",
     MetricName.TOKENS_PER_SECOND: "Model",
     MetricName.CAPACITY_TOKENS_PER_SECOND: "Model",
+    MetricName.QUEUE_WAIT_TIME: "Model",
+    MetricName.BATCH_WINDOW: "Model",
 }
 _OF_SERVICE = (MetricName.REQUEST_LATENCY_P99, MetricName.CACHE_HIT_RATE)
 
@@ -178,12 +180,13 @@ def marks_of(record: IncidentRecord) -> list[Mark]:
         if lever.landed_at and not immediate:
             marks.append(Mark(lever.landed_at, f"{title} landed", _COLOURS[0]))
         if lever.released_at:
-            marks.append(Mark(lever.released_at, f"{title} released", _GREEN))
+            word = "kept" if lever.status is LeverStatus.KEPT else "released"
+            marks.append(Mark(lever.released_at, f"{title} {word}", _GREEN))
     decisive = {APPROVE_REVERT: "approved", REJECT: "rejected", ABORT: "aborted", RELEASE_LEVER: "release asked for"}
     for decision in record.decisions:
-        word = next((text for action, text in decisive.items() if decision.action.startswith(action)), None)
-        if word and decision.outcome == "accepted":
-            marks.append(Mark(decision.at, word, _PURPLE))
+        asked = next((text for action, text in decisive.items() if decision.action.startswith(action)), None)
+        if asked and decision.outcome == "accepted":
+            marks.append(Mark(decision.at, asked, _PURPLE))
     if record.recovered_at:
         marks.append(Mark(record.recovered_at, "recovered", _GREEN))
     if record.closed_at:
@@ -234,6 +237,10 @@ def _figure(
             drawn="steps-post",
         )
     line(latency, series[MetricName.REQUEST_LATENCY_P99, ""], _COLOURS[0], "P99")
+    for model in models[:1]:  # where there is a batcher
+        line(latency, series[MetricName.QUEUE_WAIT_TIME, model], _COLOURS[1], f"{model}: wait in the batcher")
+        window = series[MetricName.BATCH_WINDOW, model]
+        line(latency, window, _COLOURS[2], f"{model}: batch window", drawn="steps-post")
     line(hits, series[MetricName.CACHE_HIT_RATE, ""], _COLOURS[0], "hit rate")
     _finish(throttles, f"Throttled calls per {'minute' if minutes == 1 else f'{minutes:g} min'}")
     _finish(tokens, "Tokens/s sent, against capacity")

@@ -21,6 +21,7 @@ from domain.clock import RehearsalClock
 from domain.incident import IncidentRecord, TimelineEntry
 from domain.messages import PolicySnapshot, ReportInput
 from domain.metrics import CATALOGUE, MetricName
+from domain.runbooks.latency import budget
 from tests.activities.records import CLOCK, at, finished_record, policy_snapshot, running_record
 from tests.servers import AwsServer
 
@@ -369,3 +370,24 @@ def test_cost_follows_the_business_clock() -> None:
     assert record.cost(record.capacity_held(at(86)), CLOCK, 2).usd == pytest.approx(2 * 8 * 56.8 / 60)
     assert running.cost(running.capacity_held(at(78.2)), CLOCK, None).unit_hours == pytest.approx(8)
     assert record.model_copy(update={"levers": []}).capacity_held(at(86)) == timedelta(0)
+
+
+async def test_a_latency_incident_shows_its_budget_before_and_after(
+    cloudwatch: "CloudWatchClient", tmp_path: Path
+) -> None:
+    policy = policy_snapshot().policy
+    before, after = (
+        budget({"gateway": 50.0, "queue wait": wait, "total": total}, "sonnet", policy)
+        for wait, total in ((480.0, 4_200.0), (140.0, 2_600.0))
+    )
+    record = finished_record().model_copy(
+        update={"runbook": "latency", "budget_before": before, "budget_after": after, "capacity_at_baseline": None}
+    )
+    page, text = await write(cloudwatch, tmp_path, record)
+    assert "| Queue wait | 140 ms | **480 ms** | 140 ms |" in text
+    assert "| Total | 3,000 ms | **4,200 ms** | 2,600 ms |" in text
+    assert "| Delivery | 80 ms | no data | no data |" in text
+    assert "Capacity: not touched" in text
+    assert Page(page).ids.count("budget") == 1
+    _, other = await write(cloudwatch, tmp_path, finished_record())
+    assert "Latency budget" not in other
