@@ -39,7 +39,7 @@ def children_when_up(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def assert_gone(children: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
 
 
@@ -51,7 +51,7 @@ def test_scenario_1_is_mitigated_verified_approved_reverted_and_cleaned_up(tmp_p
     [line] = out.splitlines()
     result = json.loads(line)
     assert result["incident_id"] == "incident-bedrock-throttle:sonnet"
-    assert 0 < result["alarm_to_mitigated_seconds"] < 30
+    assert 0 < result["alarm_to_mitigated_seconds"] < 60
     assert result["error"] is None
     facts = ("verified", "reverted", "knobs_at_baseline", "capacity_at_baseline", "stopped")
     assert {name: result[name] for name in facts} == dict.fromkeys(facts, True)
@@ -66,7 +66,7 @@ def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
         children = children_when_up(process)
         assert len(children) >= 5
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=90)
     assert process.returncode == 130
     assert json.loads(out)["error"] == "interrupted"
     assert_gone(children)
@@ -77,7 +77,7 @@ def test_a_process_that_dies_fails_the_demo_and_takes_the_rest_down(tmp_path: Pa
         children = children_when_up(process)
         [worker] = [child for child in children if "workers.runbook_worker" in " ".join(child.cmdline())][:1]
         worker.kill()
-        out, progress = process.communicate(timeout=60)
+        out, progress = process.communicate(timeout=90)
     assert process.returncode == ExitCode.UNEXPECTED
     assert "worker was ended by SIGKILL" in json.loads(out)["error"]
     assert "The demo failed." in progress
