@@ -34,7 +34,7 @@ class ChildSpec:
     """Raises while the process is not ready; or the file that the process writes (named in `RUNBOOKS_READY_FILE`)."""
     env: Mapping[str, str] = field(default_factory=dict)
     """The whole environment of the process."""
-    ready_within: timedelta = timedelta(seconds=30)
+    ready_within: timedelta = timedelta(seconds=60)
     stop_within: timedelta = timedelta(seconds=10)
     """From SIGTERM to SIGKILL."""
 

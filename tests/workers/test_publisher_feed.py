@@ -116,8 +116,10 @@ async def stack(
         PageActivities(aws.sns(), topic_arn=None, log=stack.log),
         SettingsActivities(policy_file=policy, roster_file=None, clock=RehearsalClock()),
     )
-    day = timedelta(days=1000)  # none but those that the test asks for
-    item = ScheduledWorkflow(stack.schedule_id, PUBLISHER_FEED_WORKFLOW, every=day, catch_up=day, note="Read the feed")
+    seldom = timedelta(days=1000)  # never but when the test asks for it
+    item = ScheduledWorkflow(
+        stack.schedule_id, PUBLISHER_FEED_WORKFLOW, every=seldom, catch_up=seldom, note="Read the feed"
+    )
     with ThreadPoolExecutor(10) as threads:
         async with Worker(
             client,
