@@ -247,7 +247,7 @@ async def answer_requests(settings: Settings, aws: AwsClients) -> None:
     with suppress(Gone, Rejected, Unavailable):
         await backend.call(Target("sonnet", SONNET.model_id), "", "which manga?", 10, within_seconds=10)
     backend.close()
-    await Publisher(BatchMeter(), aws.cloudwatch(), timedelta(minutes=1)).publish()
+    await Publisher(BatchMeter(), aws.cloudwatch(), timedelta(minutes=1), timedelta(minutes=1)).publish()
     await asyncio.to_thread(check, AwsRole.BATCHER, scope_of(settings, POLICY), aws.client)
 
 
