@@ -147,6 +147,7 @@ class Requests:
         self._since = datetime.now(UTC)
         self._all: deque[Message] = deque(maxlen=_REMEMBERED)
         self._period: list[Message] = []
+        self._has_begun = False
 
     # ------------------------------------------------------------ from any thread
 
@@ -189,10 +190,14 @@ class Requests:
         }
 
     def figures(self) -> Iterator[tuple[MetricName, dict[str, str], float | Mapping[float, int]]]:
-        """What has ended since the last call, as metrics: a value, or values with counts."""
+        """What has ended since the last call, as metrics: a value, or values with counts.
+
+        The first time there is something it is left out: of what had just begun, only the quick ones have ended.
+        """
         with self._lock:
             messages, self._period = self._period, []
-        if not messages:
+            is_first, self._has_begun = not self._has_begun, self._has_begun or bool(messages)
+        if is_first or not messages:
             return
         yield MetricName.REQUEST_LATENCY_P99, {}, percentile(sorted(one.total_ms for one in messages), 99)
         fallbacks = sum(one.fallback is not None for one in messages)
