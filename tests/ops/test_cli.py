@@ -270,7 +270,7 @@ async def test_without_a_worker(
 
 
 @pytest.mark.timeout(300)
-async def test_thirty_runs_end_with_no_exit_code_but_their_own(stack: Stack) -> None:
+async def test_a_dozen_runs_end_with_no_exit_code_but_their_own(stack: Stack) -> None:
     """A process that used a Temporal client often crashes at interpreter exit (sdk-python issue 300)."""
     limit = asyncio.Semaphore(os.cpu_count() or 1)
 
@@ -279,7 +279,7 @@ async def test_thirty_runs_end_with_no_exit_code_but_their_own(stack: Stack) -> 
             code, _, err = await runbooks(stack, "incident", "list", "--json")
             return code, err
 
-    assert set(await asyncio.gather(*(once() for _ in range(30)))) == {(0, "")}
+    assert set(await asyncio.gather(*(once() for _ in range(12)))) == {(0, "")}
 
 
 @pytest.mark.parametrize(
