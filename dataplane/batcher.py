@@ -583,7 +583,8 @@ class Batcher:
             lane.pace = min(max(lane.pace * _SLOWER, least), most)
             lane.next_call = now + lane.pace * self._random.uniform(*_AGAIN)
         told = max(result.retry_after_seconds or 0.0 for result in results if isinstance(result, RequestRefused))
-        lane.next_call = max(lane.next_call, now + told)
+        if told:  # others were told the same: not all at once
+            lane.next_call = max(lane.next_call, now + told + lane.pace * self._random.random())
         pause = lane.next_call - now
         why = f"{lane.model} takes no call before the deadline, nor for {pause:.1f} s"
         again: list[_Item] = []

@@ -19,7 +19,7 @@ from domain.routes import CapacityRoutes
 _BACKOFF_SECONDS = 0.2
 _BACKOFF_MOST_SECONDS = 5.0
 _RETRIES = 2
-"""Of a call that Bedrock failed to answer, not counting throttles."""
+"""Of a call that no target answered, not counting throttles."""
 _GONE_SECONDS = 30.0
 """A target that is not there is left alone for so long: routes may lag behind a deletion."""
 
@@ -171,9 +171,10 @@ class Sending:
             RequestRefused: all are throttled, none answered in some attempts, or the request is wrong.
         """
         now = asyncio.get_running_loop().time
-        failures, round_ = 0, 0
+        round_ = 0
         while True:
             throttled, told = False, []
+            failed: Unavailable | None = None
             for target in self._targets(model, requests):
                 left = deadline - now()
                 if left <= 0:
@@ -190,11 +191,11 @@ class Sending:
                 except Rejected as error:
                     raise RequestRefused(Refusal.INVALID, f"prompt: {model} does not take it: {error}") from error
                 except Unavailable as error:
-                    failures += 1
-                    if failures > _RETRIES:
-                        raise RequestRefused(Refusal.FAILED, f"{model}: {error}", _BACKOFF_SECONDS) from error
+                    failed = error
             if throttled:
                 raise RequestRefused(Refusal.THROTTLED, f"{model} takes no more calls now", min(told, default=None))
+            if failed is not None and round_ >= _RETRIES:
+                raise RequestRefused(Refusal.FAILED, f"{model}: {failed}", _BACKOFF_SECONDS) from failed
             most = min(_BACKOFF_MOST_SECONDS, _BACKOFF_SECONDS * 2**round_)
             pause = self._random.uniform(most / 2, most)
             round_ += 1

@@ -317,7 +317,8 @@ async def test_a_throttle_is_waited_out_as_told_and_the_hopeless_hear_of_it_at_o
     fake.seconds = lambda batch: CALL
     assert (await alone).text == "ALONE", "another lane goes on"
     assert (await patient).text == "PATIENT"
-    assert fake.batches[-1][0] == pytest.approx(WINDOW + 0.02 + 2.0)
+    came_again = fake.batches[-1][0] - (WINDOW + 0.02 + 2.0)
+    assert 0 <= came_again < 0.2, "not before, and not with all others who were told the same"
     assert fake.counts["sent"] == 2, "what is sent again is counted once, and what was only throttled not at all"
     assert fake.counts["served"] == 3
     fake.seconds = seconds

@@ -172,3 +172,16 @@ def test_an_answer_says_how_long_its_own_call_took_without_the_failed_ones_befor
     [answer] = World(act).send("a")
     assert isinstance(answer, Answer)
     assert answer.seconds == pytest.approx(0.1)
+
+
+def test_however_many_provisioned_models_fail_on_demand_is_asked() -> None:
+    def acts(target: Target, system: str, prompt: str) -> str:
+        if target.model_id.startswith("arn"):
+            raise Unavailable("500")
+        return "ok"
+
+    world = World(acts)
+    many = tuple(CapacityRoute(provisioned_model_arn=f"arn:{n}", units=1) for n in range(5))
+    world.routes = CapacityRoutes(model="sonnet", routes=many, version=1)
+    assert texts(world.send("x", intent="search")) == ["ok"]
+    assert len(world.calls) == 6
