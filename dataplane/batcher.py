@@ -516,6 +516,7 @@ class Batcher:
         requests = [item.request for item in items]
         results: Sequence[Answer | RequestRefused]
         early: dict[int, Answer] = {}
+        ended = False
 
         def ready(request: Request, answer: Answer) -> None:
             for place, item in enumerate(items):
@@ -532,6 +533,7 @@ class Batcher:
             if len(results) != len(items):
                 raise ValueError(f"{len(results)} results for {len(items)} requests")
         except TimeoutError:
+            ended = True
             results = all_but_early(RequestRefused(Refusal.DEADLINE, "no answer came until the deadline"))
         except asyncio.CancelledError:  # the end of a drain
             self._pending -= len(items)
@@ -547,12 +549,15 @@ class Batcher:
         ]
         if len(waits) < len(items):
             items, requests, results = self._slow_down(lane, items, results, sent_at)
+        elif ended:
+            items, requests, results = self._ask_again(lane, items, results)
         self._pending -= len(items)
         for item, result in zip(items, results, strict=True):
             self._forget(item)
             item.settle(result)
         if waits:
             self._meter.sent(lane.model, lane.group, waits)
+        if waits and items:
             self._learn(lane, items, results, now, taken)
         if items:
             self._meter.served(lane.model, lane.group, requests, results, taken)
@@ -601,8 +606,18 @@ class Batcher:
                 item.settle(self._refusal(item.request, Refusal.THROTTLED, why, pause))
         lane.put_back(again)
         self._make_due(lane)
-        left = [item for item, _ in settled]
-        return left, [item.request for item in left], [result for _, result in settled]
+        return _split(settled)
+
+    def _ask_again(
+        self, lane: _Lane, items: list[_Item], results: Sequence[Answer | RequestRefused]
+    ) -> tuple[list[_Item], list[Request], list[Answer | RequestRefused]]:
+        """Put back what somebody has joined whose own deadline is still to come; returns the others."""
+        now = self._loop.time()
+        again = [item for item in items if item.deadline > now]
+        settled = [(item, result) for item, result in zip(items, results, strict=True) if item.deadline <= now]
+        lane.put_back(again)
+        self._make_due(lane)
+        return _split(settled)
 
     # ------------------------------------------------------------ deadlines and the end
 
@@ -688,6 +703,13 @@ def _call_seconds(results: Sequence[Answer | RequestRefused], taken: float) -> f
             if result.batch_size == len(results):
                 return result.seconds
     return None
+
+
+def _split(
+    settled: Sequence[tuple[_Item, Answer | RequestRefused]],
+) -> tuple[list[_Item], list[Request], list[Answer | RequestRefused]]:
+    items = [item for item, _ in settled]
+    return items, [item.request for item in items], [result for _, result in settled]
 
 
 def _is_throttled(result: Answer | RequestRefused) -> bool:

@@ -511,3 +511,18 @@ async def test_a_flood_of_one_intent_holds_up_no_other() -> None:
     await asyncio.gather(mate, other)
     assert len(fake.batches) <= 4, "the one under way, one for each of them, and at most one of the flood between"
     await asyncio.gather(*flood)
+
+
+@virtually
+async def test_who_joined_a_call_that_never_ends_has_until_his_own_deadline() -> None:
+    fake = Fake(lambda batch: math.inf if now() < 1 else CALL)
+    core = batcher(fake)
+    first = core.submit(request("same", "search", within=2))
+    await asyncio.sleep(1)
+    joined = core.submit(request("same", "search", within=5))
+    with pytest.raises(RequestRefused, match="deadline"):
+        await first
+    assert now() <= 2
+    assert (await joined).text == "SAME"
+    assert now() == pytest.approx(2 + CALL)
+    assert (len(fake.batches), core.pending) == (2, 0)
