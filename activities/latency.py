@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
@@ -11,7 +12,7 @@ from activities.cloudwatch import FRESH_PERIODS, Asked, CloudWatchActivities, Se
 from activities.settings import SettingsActivities
 from dataplane.ledger import Ledger
 from domain.evidence import Check, Evidence, EvidenceKey, Value
-from domain.incident import BudgetRow, LeverName
+from domain.incident import BudgetRow
 from domain.knobs import KnobName, Lease, effective_value
 from domain.load import LoadSnapshot
 from domain.messages import (
@@ -110,10 +111,10 @@ class LatencyActivities:
     def guard_window(self, request: GuardRelease) -> Guard:
         """Whether the window may go back to what leases and the configuration, as it is now, make of it."""
         policy = self._settings.snapshot().policy
-        [lever] = [lever for lever in request.held if lever.name is LeverName.BATCH_WINDOW]
-        ours = lever.lease.lease_id if lever.lease else ""
-        others = [lease for lease in self._ledger.leases().leases if lease.lease_id != ours]
-        return latency.guard(policy.latency.revert_window_ms, _window_ms(others, policy), request.load, policy)
+        ours = {lever.lease.lease_id for lever in request.held if lever.lease and lever.name is request.lever}
+        leases = self._ledger.leases().leases
+        others = [lease for lease in leases if lease.lease_id not in ours]
+        return latency.guard(_window_ms(leases, policy), _window_ms(others, policy), request.load, policy)
 
     def _batcher(self, model: str, policy: Policy) -> Check:
         started = time.perf_counter()
@@ -132,8 +133,8 @@ class LatencyActivities:
         }
         return Check(
             name="Batcher",
-            finding=f"requests to {model} wait {_ms(wait)} at P99 (high is over {most:g} ms), queue depth "
-            f"{'unknown' if depth is None else f'{depth:g}'}, Bedrock's own P99 {_ms(invocation)}",
+            finding=f"{model}: P99 of the wait {_ms(wait)} (high is over {most:g} ms), of Bedrock's own latency "
+            f"{_ms(invocation)}; queue depth {'unknown' if depth is None else f'{depth:g}'}",
             breaching=None if wait is None else wait > most,
             evidence=evidence_of(values, "cloudwatch GetMetricData", end, "no data in the lookback"),
             observed_at=end,
@@ -151,9 +152,9 @@ class LatencyActivities:
         grown = None
         if policy.batcher.controller == "fixed":
             series = found["window"]
-            grown = latency.window_before(series, end - since, end, policy.latency.revert_window_ms)
             newest = _newest(series, end, policy.metrics.period)
             now: float = in_force if newest is None else newest
+            grown = latency.window_before(series, now, end - since, end, policy.latency.revert_window_ms)
         else:  # it chooses by itself; only the upper limit is anybody's
             now = in_force
             grown = (min(now, _window_ms([], policy)), None, True)
@@ -206,7 +207,7 @@ def _story(now: float, grown: tuple[float, datetime | None, bool] | None) -> str
     return f"the window is {now:g} ms{since}, and was {before:g} ms"
 
 
-def _window_ms(leases: list[Lease], policy: Policy) -> int:
+def _window_ms(leases: Sequence[Lease], policy: Policy) -> int:
     value = effective_value(KnobName.BATCH_WINDOW_MS, leases, policy.baseline)
     assert isinstance(value, int)
     return value
@@ -219,7 +220,7 @@ def _newest(series: Series, end: datetime, period: timedelta) -> float | None:
 
 
 def _ms(value: float | None) -> str:
-    return "for an unknown time" if value is None else f"{value:,.0f} ms"
+    return "unknown" if value is None else f"{value:,.0f} ms"
 
 
 def _nothing() -> LoadSnapshot:

@@ -25,7 +25,8 @@ class IncidentTarget(BaseModel):
     runbook: AlarmRunbook | None
     """None: a triage incident, for an alarm that no rule fits."""
     model: str | None
-    """The policy's name of the model it is about; of a latency incident the one that answers most intents."""
+    """The policy's name of the model it is about; of a latency incident the alarm's, or else the one that answers most
+    intents."""
     part_of: str | None = None
     """See `AlarmRule`."""
 
@@ -49,8 +50,11 @@ def target_of(
         for rule in policy.alarm_rules:
             key = _fit(rule, names, metrics, policy, models_by_arn or {})
             if key is not None:
-                named = key.rpartition(":")[2]
-                model = policy.main_model if rule.runbook == "latency" else named if named in policy.models else None
+                named = [key.rpartition(":")[2]]
+                if rule.runbook == "latency":  # of the whole service: the key names no model, the alarm may
+                    named = [value for metric in change.metrics for value in metric.dimensions.values()]
+                    named.append(policy.main_model)
+                model = next((name for name in named if name in policy.models), None)
                 return IncidentTarget(key=key, runbook=rule.runbook, model=model, part_of=rule.part_of)
     return IncidentTarget(key=f"triage:{safe_name(change.alarm_name)}", runbook=None, model=None)
 

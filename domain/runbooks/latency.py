@@ -121,20 +121,27 @@ def diagnosed(evidence: Evidence, policy: Policy) -> Diagnosis:
 
 
 def window_before(
-    series: Mapping[datetime, float], since: datetime, until: datetime, known_good_ms: float
+    series: Mapping[datetime, float], now_ms: float, since: datetime, until: datetime, known_good_ms: float
 ) -> tuple[float, datetime | None, bool] | None:
     """What the window was before it last grew, when it did, and whether that is measured; None: no data.
+
+    Args:
+        series: the window as published.
+        now_ms: the window now, published or not yet.
+        since: the begin of the time that was looked at; ...
+        until: ... its end.
+        known_good_ms: see below.
 
     A batcher that has published for less than half of the time tells no older value: the known-good one stands for it.
     """
     if not series:
         return None
-    now, first = series[max(series)], min(series)
-    smaller = [at for at, window_ms in series.items() if window_ms < now]
+    first = min(series)
+    smaller = [at for at, window_ms in series.items() if window_ms < now_ms]
     if smaller:
-        return min(series.values()), min(at for at in series if at > max(smaller)), True
-    if first - since <= (until - since) / 2 or known_good_ms >= now:
-        return now, None, True
+        return min(series.values()), min((at for at in series if at > max(smaller)), default=None), True
+    if first - since <= (until - since) / 2 or known_good_ms >= now_ms:
+        return now_ms, None, True
     return known_good_ms, first, False
 
 
@@ -243,8 +250,7 @@ def keep_proposal(key: str, lever: Lever, policy: Policy) -> str:
         f"fault. `runbooks incident keep {key} {lever.name} --why …` makes {lever.after} your standing override, "
         f"reviewed after {span(policy.overrides.review_after)}; it ends by itself once the policy's {lever.name} is "
         f"{lever.after} or less, which the batcher reads at its start. Held by somebody's override instead: ask them "
-        "to release it, then "
-        f"`runbooks incident approve {key} --why …`, guarded and watched."
+        f"to release it, then `runbooks incident approve {key} --why …`, guarded and watched."
     )
 
 

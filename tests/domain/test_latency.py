@@ -114,18 +114,23 @@ STEP = {NOW - n * MINUTE: 500.0 if n < 30 else 150.0 for n in range(24 * 60)}
 
 
 def test_a_step_of_the_metric_tells_when_the_window_grew_and_from_what() -> None:
-    assert window_before(STEP, NOW - timedelta(days=1), NOW, 150) == (150.0, NOW - 29 * MINUTE, True)
+    assert window_before(STEP, 500, NOW - timedelta(days=1), NOW, 150) == (150.0, NOW - 29 * MINUTE, True)
+
+
+def test_a_longer_window_that_is_in_force_and_not_yet_published_has_grown() -> None:
+    short = dict.fromkeys(STEP, 150.0)
+    assert window_before(short, 500, NOW - timedelta(days=1), NOW, 150) == (150.0, None, True)
 
 
 def test_a_window_that_is_the_same_all_day_did_not_grow() -> None:
     same = dict.fromkeys(STEP, 500.0)
-    assert window_before(same, NOW - timedelta(days=1), NOW, 150) == (500.0, None, True)
+    assert window_before(same, 500, NOW - timedelta(days=1), NOW, 150) == (500.0, None, True)
 
 
 def test_a_batcher_that_has_just_begun_to_publish_is_held_against_the_known_good_window() -> None:
     young = {NOW - n * MINUTE: 500.0 for n in range(30)}
-    assert window_before(young, NOW - timedelta(days=1), NOW, 150) == (150, NOW - 29 * MINUTE, False)
-    assert window_before({}, NOW - timedelta(days=1), NOW, 150) is None
+    assert window_before(young, 500, NOW - timedelta(days=1), NOW, 150) == (150, NOW - 29 * MINUTE, False)
+    assert window_before({}, 500, NOW - timedelta(days=1), NOW, 150) is None
 
 
 # ---------------------------------------------------------------- the plan
@@ -237,9 +242,14 @@ def test_the_budget_table_is_the_runbook_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["RequestLatencyP99Alarm", "BatcherQueueWaitAlarm-sonnet", "BatcherQueueWaitAlarm-haiku"]
+    ("name", "model"),
+    [
+        ("RequestLatencyP99Alarm", "sonnet"),
+        ("BatcherQueueWaitAlarm-sonnet", "sonnet"),
+        ("BatcherQueueWaitAlarm-haiku", "haiku"),
+    ],
 )
-def test_its_alarms_lead_to_one_incident(name: str) -> None:
+def test_its_alarms_lead_to_one_incident(name: str, model: str) -> None:
     definition = next(one for one in alarm_definitions(POLICY) if one.name == name)
     metric = CATALOGUE[definition.metric]
     watched = AlarmMetric(
@@ -251,7 +261,7 @@ def test_its_alarms_lead_to_one_incident(name: str) -> None:
         alarm_name=name, state=AlarmState.ALARM, changed_at=NOW, metrics=(watched,), source="sns", message_id="1"
     )
     assert target_of(change, POLICY) == IncidentTarget(
-        key="latency-regression:mangaassist", runbook="latency", model="sonnet", part_of="bedrock-throttle:*"
+        key="latency-regression:mangaassist", runbook="latency", model=model, part_of="bedrock-throttle:*"
     )
 
 
