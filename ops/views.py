@@ -20,7 +20,7 @@ from domain.calendar import CalendarEvent, EventStatus, duration_text
 from domain.capacity import DemandKind
 from domain.clock import RehearsalClock
 from domain.health import Severity, headline
-from domain.incident import IncidentRecord, Lever, LeverStatus, Phase, RecoveryCheck, TimelineEntry, span
+from domain.incident import IncidentRecord, Lever, LeverName, LeverStatus, Phase, RecoveryCheck, TimelineEntry, span
 from domain.messages import CapacityState
 from domain.override import OverridePhase, shown
 from ops.health import Health
@@ -159,7 +159,7 @@ def incident_view(
         more = f" (the last {len(shown)}; --all shows {hidden} more)" if hidden else ""
         parts += [Text(f"\nWhat happened{more}", "bold"), _grid(_timeline_cells(entry, times) for entry in shown)]
     if record.phase is Phase.AWAITING_DECISION and incident.ended is None:
-        parts.append(Text("\n" + how_to_decide(record.key), "magenta"))
+        parts.append(Text("\n" + how_to_decide(record), "magenta"))
     if record.report_path:
         parts.append(Text(f"\nReport: {record.report_path}"))
     return Group(*parts)
@@ -283,16 +283,17 @@ def _timeline_cells(entry: TimelineEntry, times: Times) -> tuple[str, str, str]:
     return when, f"{entry.kind:<8}", (f"{entry.who}: " if entry.who else "") + entry.text
 
 
-def how_to_decide(key: str) -> str:
-    """The commands that answer an incident which waits for a decision."""
-    return "\n".join(
-        f"  # {meaning}\n  runbooks incident {command}"
-        for meaning, command in (
-            ("let the staged way back begin", f'approve {key} --why "..."'),
-            ("keep the levers for now", f'reject {key} --why "..."'),
-            ("hold the levers longer", f'extend {key} --by 2h --why "..."'),
-        )
-    )
+def how_to_decide(record: IncidentRecord) -> str:
+    """The commands that answer an incident which waits for a decision; what is proposed by default first."""
+    key, window = record.key, record.lever(LeverName.BATCH_WINDOW)
+    ways = [
+        ("let the staged way back begin", f'approve {key} --why "..."'),
+        ("keep the levers for now", f'reject {key} --why "..."'),
+        ("hold the levers longer", f'extend {key} --by 2h --why "..."'),
+    ]
+    if window in record.held:
+        ways.insert(0, (f"make {window.after} your standing override", f'keep {key} {window.name} --why "..."'))
+    return "\n".join(f"  # {meaning}\n  runbooks incident {command}" for meaning, command in ways)
 
 
 def _head(record: IncidentRecord, ended: str | None, times: Times) -> list[RenderableType]:

@@ -16,7 +16,7 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from domain.clock import RehearsalClock
-from domain.incident import Phase, render_details
+from domain.incident import Lever, LeverName, LeverStatus, Phase, render_details
 from domain.messages import (
     INCIDENT_WORKFLOW,
     TASK_QUEUE,
@@ -27,7 +27,7 @@ from ops.cli_shared import EXIT_CODES
 from ops.service import ExitCode, Incident, OpsError, OpsService, parse_duration, parse_incident
 from ops.stack import Stack
 from ops.tokens import issue
-from ops.views import Times, cleaned, console, incident_view, plain
+from ops.views import Times, cleaned, console, how_to_decide, incident_view, plain
 from tests.servers import free_port
 from tests.stand_in import HOSTILE, KEY, StandIn, a_record
 from workers.settings import Settings
@@ -355,6 +355,18 @@ async def test_what_is_proposed_is_shown_while_somebody_has_to_decide() -> None:
             out.print(incident_view(shown, Times(record.opened_at, RehearsalClock())))
         assert (record.keep_proposal in capture.get()) is said
         assert (record.keep_proposal in render_details(record, "Decide.")) is said
+
+
+async def test_the_default_way_to_decide_stands_first() -> None:
+    record = a_record(KEY)
+    assert "incident approve" in how_to_decide(record).splitlines()[1]
+    window = Lever(name=LeverName.BATCH_WINDOW, status=LeverStatus.IN_FORCE, before="500 ms", after="150 ms", why="")
+    record.levers = [window]
+    first, command = how_to_decide(record).splitlines()[:2]
+    assert first == "  # make 150 ms your standing override"
+    assert command == f'  runbooks incident keep {KEY} batch_window_ms --why "..."'
+    window.status = LeverStatus.KEPT
+    assert "incident keep" not in how_to_decide(record)
 
 
 async def test_exit_codes_are_documented() -> None:
