@@ -169,23 +169,33 @@ async def test_bodies_that_never_end_hold_no_more_than_they_may(
         writer.write(head + b" " * 150_000)
         senders.append((reader, writer))
     heard = [asyncio.create_task(reader.readline()) for reader, _ in senders]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while sum(one.done() for one in heard) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert {one.result() for one in heard if one.done()} == {b"HTTP/1.1 429 Too Many Requests\r\n"}
     for one, (_, writer) in zip(heard, senders, strict=True):
         one.cancel()
         writer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while await outcomes(http, "after them") != ["about after them"]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert 'batcher_unanswered_total{intent="",reason="overloaded"}' in (await http.get("/metrics")).text
 
 
+async def test_a_body_of_unknown_length_is_cut_off_too(http: httpx.AsyncClient) -> None:
+    async def ten_megabytes() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 100_000
+
+    answer = await http.post("/v1/answer", content=ten_megabytes())
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (413, "body")
+    assert (await http.get("/healthz")).status_code == 200
+
+
 async def test_headers_that_never_end_are_cut_off(process: Process, http: httpx.AsyncClient) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 200_000)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         with suppress(ConnectionResetError):  # which may overtake the 400
             await reader.read()
     writer.close()
