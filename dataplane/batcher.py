@@ -693,6 +693,11 @@ class Batcher:
         """Requests that wait or are in flight; coalesced ones count once."""
         return self._pending
 
+    @property
+    def waiting(self) -> int:
+        """Those of them that no call has taken yet."""
+        return sum(lane.length for lane in self._lanes.values())
+
 
 def _call_seconds(results: Sequence[Answer | RequestRefused], taken: float) -> float | None:
     """What the batch's own call took; None where that is not known: its answers came from other calls, or from none."""

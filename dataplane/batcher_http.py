@@ -276,7 +276,7 @@ class _Collector:
             for key, count in counts_by.items():
                 counter.add_metric(key if isinstance(key, tuple) else (key,), count)
             yield counter
-        yield GaugeMetricFamily("batcher_pending", "requests that wait or are in flight", meter.depth())
+        yield GaugeMetricFamily("batcher_waiting", "requests that wait for a call", meter.depth())
         window = GaugeMetricFamily("batcher_window_seconds", "longest wait for mates", labels=("model", "group"))
         size = GaugeMetricFamily("batcher_window_size", "a batch that has so many goes", labels=("model", "group"))
         for lane, now in meter.windows.items():

@@ -108,7 +108,7 @@ class BatchMeter:
         """By intent, those of the totals: input, output."""
         self._waits: defaultdict[str, list[float]] = defaultdict(list)
         self.depth: Callable[[], int] = lambda: 0
-        """Requests that wait or are in flight now."""
+        """Requests that wait for a call now."""
         self._deepest = 0
         self.windows: dict[tuple[str, str], Window] = {}
         """In force, by model and group."""
@@ -198,7 +198,7 @@ class BatchMeter:
         return deepcopy(self._totals)
 
     def take_deepest(self) -> int:
-        """The most requests that waited or were in flight since this was last asked."""
+        """The most requests that waited for a call since this was last asked."""
         deepest, self._deepest = max(self._deepest, self.depth()), 0
         return deepest
 

@@ -68,7 +68,7 @@ class BatcherService:
             sending, control, self._plans, limits, self._window, self.meter, largest_batch=policy.latency.max_batch
         )
         control.changed = self.core.follow_knobs
-        self.meter.depth = lambda: self.core.pending
+        self.meter.depth = lambda: self.core.waiting
 
     async def ask(
         self,
