@@ -56,13 +56,18 @@ class LatencyActivities:
         if model not in policy.models:
             return IncidentAssessment(snapshot=snapshot, load=_nothing(), plan=None)
         budget, ask = policy.evidence.budget, load_query(policy, model)
-        (load, unread), (batcher, no_batcher), (window, no_window), (rows, _) = await asyncio.gather(
+        period, recent = policy.metrics.period, policy.evidence.recent_changes
+        windows: dict[str, Asked] = {"window": (MetricName.BATCH_WINDOW, (model,))}
+        started = time.perf_counter()
+        (load, unread), (batcher, no_batcher), leases, published, (rows, _) = await asyncio.gather(
             budgeted(budget, lambda: asyncio.to_thread(self._cloudwatch.read_load, ask)),
             budgeted(budget, lambda: asyncio.to_thread(self._batcher, model, policy)),
-            budgeted(budget, lambda: asyncio.to_thread(self._window, model, policy)),
+            budgeted(budget, lambda: asyncio.to_thread(lambda: self._ledger.leases().leases)),
+            budgeted(budget, lambda: asyncio.to_thread(self._cloudwatch.series, windows, period, recent)),
             budgeted(budget, lambda: asyncio.to_thread(self._budget, model, policy)),
         )
-        checks = [batcher or not_read("Batcher", no_batcher), window or not_read("Batch window", no_window)]
+        window = window_check(policy, leases, published, (time.perf_counter() - started) * 1000)
+        checks = [batcher or not_read("Batcher", no_batcher), window]
         known = Evidence()
         for check in checks:
             known = known.merge(check.evidence)
@@ -141,45 +146,6 @@ class LatencyActivities:
             duration_ms=(time.perf_counter() - started) * 1000,
         )
 
-    def _window(self, model: str, policy: Policy) -> Check:
-        """The window now and before, and by whom: leases tell who, a configured change only the metric's step."""
-        started = time.perf_counter()
-        since = policy.evidence.recent_changes
-        leases = [lease for lease in self._ledger.leases().leases if lease.knob is KnobName.BATCH_WINDOW_MS]
-        in_force = _window_ms(leases, policy)
-        wanted: dict[str, Asked] = {"window": (MetricName.BATCH_WINDOW, (model,))}
-        found, end = self._cloudwatch.series(wanted, policy.metrics.period, since)
-        grown = None
-        if policy.batcher.controller == "fixed":
-            series = found["window"]
-            newest = _newest(series, end, policy.metrics.period)
-            now: float = in_force if newest is None else newest
-            grown = latency.window_before(series, now, end - since, end, policy.latency.revert_window_ms)
-        else:  # it chooses by itself; only the upper limit is anybody's
-            now = in_force
-            grown = (min(now, _window_ms([], policy)), None, True)
-        held = [
-            f"{lease.holder.id} since {lease.acquired_at:%H:%M:%S} UTC until {lease.expires_at:%H:%M:%S} UTC: "
-            f"{lease.value} ms ({lease.reason})"
-            for lease in leases
-        ]
-        values: dict[EvidenceKey, Value | None] = {
-            EvidenceKey.WINDOW_MS: now,
-            EvidenceKey.WINDOW_BEFORE_MS: grown[0] if grown else None,
-            EvidenceKey.WINDOW_CHANGED_AT: grown[1].isoformat() if grown and grown[1] else "",
-            EvidenceKey.WINDOW_HELD_BY: held,
-        }
-        configured = f"configured are {_window_ms([], policy):g} ms (policy version {policy.version})"
-        return Check(
-            name="Batch window",
-            finding=f"{_story(now, grown)}; controller {policy.batcher.controller}; {configured}; "
-            + ("held by " + "; ".join(held) if held else "nobody holds a lease"),
-            breaching=None if grown is None else now > grown[0],
-            evidence=evidence_of(values, "redis leases, cloudwatch BatchWindow", end, "no data on BatchWindow"),
-            observed_at=end,
-            duration_ms=(time.perf_counter() - started) * 1000,
-        )
-
     def _budget(self, model: str, policy: Policy) -> list[BudgetRow]:
         wanted: dict[str, Asked] = {
             stage.name: (MetricName.STAGE_LATENCY, (stage.name,)) for stage in policy.latency.stages
@@ -195,9 +161,66 @@ class LatencyActivities:
         return latency.budget(now, model, policy)
 
 
-def _story(now: float, grown: tuple[float, datetime | None, bool] | None) -> str:
+def window_check(
+    policy: Policy,
+    leases: tuple[Sequence[Lease] | None, str],
+    published: tuple[tuple[dict[str, Series], datetime] | None, str],
+    took_ms: float,
+) -> Check:
+    """The window now and before, and by whom: leases tell who, a configured change only the metric's step.
+
+    Args:
+        policy: the incident's.
+        leases: the ledger's, or why they could not be read.
+        published: the metric's values since `evidence.recent_changes`, and their end; or why they could not be read.
+        took_ms: reading both.
+    """
+    held = None if leases[0] is None else [one for one in leases[0] if one.knob is KnobName.BATCH_WINDOW_MS]
+    in_force = None if held is None else _window_ms(held, policy)
+    configured = _window_ms([], policy)
+    series, end = ({}, datetime.now(UTC)) if published[0] is None else (published[0][0]["window"], published[0][1])
+    now: float | None = in_force
+    grown: tuple[float, datetime | None, bool] | None = None
+    if policy.batcher.controller == "fixed":
+        newest = _newest(series, end, policy.metrics.period)
+        now = in_force if newest is None else newest
+        if now is not None:
+            since = end - policy.evidence.recent_changes
+            grown = latency.window_before(series, now, since, end, policy.latency.revert_window_ms)
+    elif in_force is not None:  # it chooses by itself; only the upper limit is anybody's
+        grown = (min(in_force, configured), None, True)
+    holders: list[str] | None = None
+    by = f"leases could not be read: {leases[1]}"
+    if held is not None:
+        holders = [
+            f"{lease.holder.id} since {lease.acquired_at:%H:%M:%S} UTC until {lease.expires_at:%H:%M:%S} UTC: "
+            f"{lease.value} ms ({lease.reason})"
+            for lease in held
+        ]
+        by = "held by " + ("; ".join(holders) or "nobody")
+    missing = "; ".join(filter(None, (leases[1], published[1]))) or "no data on BatchWindow"
+    values: dict[EvidenceKey, Value | None] = {
+        EvidenceKey.WINDOW_MS: now,
+        EvidenceKey.WINDOW_BEFORE_MS: grown[0] if grown else None,
+        EvidenceKey.WINDOW_CHANGED_AT: (grown[1].isoformat() if grown[1] else "") if grown else None,
+        EvidenceKey.WINDOW_HELD_BY: holders,
+    }
+    story = f"{_story(now, grown, missing)}; controller {policy.batcher.controller}"
+    return Check(
+        name="Batch window",
+        finding=f"{story}; configured are {configured} ms (policy version {policy.version}); {by}",
+        breaching=None if grown is None or now is None else now > grown[0],
+        evidence=evidence_of(values, "redis leases, cloudwatch BatchWindow", end, missing),
+        observed_at=end,
+        duration_ms=took_ms,
+    )
+
+
+def _story(now: float | None, grown: tuple[float, datetime | None, bool] | None, missing: str) -> str:
+    if now is None:
+        return f"the window is unknown ({missing})"
     if grown is None:
-        return f"the window is {now:g} ms; the batcher has published none, so what it was is unknown"
+        return f"the window is {now:g} ms; what it was is unknown ({missing})"
     before, at, is_measured = grown
     if now <= before:
         return f"the window is {now:g} ms and has not grown"
