@@ -107,7 +107,7 @@ class Meter(Protocol):
 class _Item:
     """A place in a lane, and everybody who waits for its answer."""
 
-    __slots__ = ("arrived", "key", "request", "waiters")
+    __slots__ = ("arrived", "key", "request", "throttled", "waiters")
 
     def __init__(
         self, request: Request, key: tuple[str, str, int, str] | None, arrived: float, waiter: asyncio.Future[Answer]
@@ -116,6 +116,8 @@ class _Item:
         self.key = key
         """Of the requests that may join it; None: none may."""
         self.arrived = arrived
+        self.throttled = False
+        """Bedrock has refused it before."""
         self.waiters = [(request.deadline, waiter)]
 
     @property
@@ -133,7 +135,15 @@ class _Item:
                 latest = deadline
         return latest
 
+    def late(self, what: str) -> RequestRefused:
+        """Why there was no answer until the deadline."""
+        if self.throttled:
+            return RequestRefused(Refusal.THROTTLED, f"Bedrock refused it before; {what}", _PACE_SECONDS[1])
+        return RequestRefused(Refusal.DEADLINE, what)
+
     def settle(self, result: Answer | RequestRefused) -> None:
+        if isinstance(result, RequestRefused) and result.refusal is Refusal.DEADLINE:
+            result = self.late(result.why)
         for _, waiter in self.waiters:
             if not waiter.done():
                 if isinstance(result, Answer):
@@ -598,6 +608,7 @@ class Batcher:
             if not _is_throttled(result):
                 settled.append((item, result))
             elif item.deadline > lane.next_call:
+                item.throttled = True
                 again.append(item)
             else:
                 settled.append((item, RequestRefused(Refusal.THROTTLED, why, pause)))
@@ -642,8 +653,9 @@ class Batcher:
                     if waiter.done():
                         continue
                     if deadline <= soon:
-                        waiter.set_exception(RequestRefused(Refusal.DEADLINE, what))
-                        self._meter.refused(item.request.intent, Refusal.DEADLINE)
+                        late = item.late(what)
+                        waiter.set_exception(late)
+                        self._meter.refused(item.request.intent, late.refusal)
                     else:
                         following = min(following, deadline)
                 if len(item.waiters) > 1:

@@ -333,6 +333,20 @@ async def test_a_throttle_is_waited_out_as_told_and_the_hopeless_hear_of_it_at_o
 
 
 @virtually
+async def test_who_is_throttled_until_the_deadline_hears_that() -> None:
+    def seconds(batch: Batch) -> float:
+        raise Throttled
+
+    cores = [batcher(Fake(seconds)) for _ in range(50)]
+    asked = [core.submit(request("r", "search", within=0.5 + n / 100)) for n, core in enumerate(cores)]
+    for result in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(result, RequestRefused)
+        assert result.refusal is Refusal.THROTTLED
+        assert result.retry_after_seconds
+    assert not any(core.pending for core in cores)
+
+
+@virtually
 async def test_who_has_waited_too_long_gives_way_once_others_fill_the_batch() -> None:
     fake = Fake(lambda batch: 6 if batch.requests[0].prompt == "slow" else CALL)
     core = batcher(fake, Limits(slots=1, max_pending=100, max_wait_seconds=2, burst_seconds=1))
