@@ -115,7 +115,11 @@ async def test_an_abort_gives_everything_back_and_snoozes_until_ok(world: Rehear
     world.spike(WORSE)
     following = await world.until("a new run", lambda record: record.run_id != closed.run_id)
     following = await world.mitigated(run_id=following.run_id)
-    assert following.previous_incident == closed.run_id
+    await world.until(
+        "it names the last one",
+        lambda record: record.previous_incident == closed.run_id,
+        run_id=following.run_id,
+    )
     assert mitigated.previous_incident != closed.run_id
     assert (await world.ops.abort(INCIDENT, approver, "enough")).outcome == "accepted"
     world.calm()
