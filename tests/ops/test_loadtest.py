@@ -144,11 +144,11 @@ def test_the_batchers_own_metrics_and_the_requests_are_one_table() -> None:
         "intent-classification",
         "queue wait",
         "retrieval",
-        "Bedrock invocation",
+        "Bedrock, second calls included",
         "delivery",
         "total",
     ]
-    assert rows["Bedrock invocation"].measured_ms == pytest.approx(2950)
+    assert rows["Bedrock, second calls included"].measured_ms == pytest.approx(2950)
     assert rows["queue wait"].over
     assert not rows["total"].over
 
@@ -171,7 +171,7 @@ def test_a_short_run_says_what_it_measured_and_leaves_nothing(tmp_path: Path) ->
     assert run == found.against
     assert run.requests >= 100
     assert run.fill > 1.5
-    assert run.calls_per_request == pytest.approx(1 / run.fill, rel=0.3)
+    assert 0.8 / run.fill < run.calls_per_request < 1, "a call for each batch, and second ones for lost answers"
     assert all(row.measured_ms for row in run.budget)
     assert "window 150 ms: P99" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["policy.yaml"]
