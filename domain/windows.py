@@ -135,8 +135,9 @@ _SLOWED_CALLS = 12
 _RATE_ARRIVALS = 1000
 _RATE_SECONDS = 300.0
 """The rate is that of so many arrivals or so long, whichever is shorter."""
-_SHIFT = 4.0
-"""Standard deviations by which the last seconds must differ from the rate before: then they are the rate."""
+_SHIFT = 5.0
+"""Standard deviations by which the last seconds must differ from the rate before: then they are the rate. It is asked
+every second: at 4, chance alone is a shift every few hours."""
 _SHIFT_LOOKS = 3, 12
 """... over so many looks."""
 _UNKNOWN = "nothing is known yet"

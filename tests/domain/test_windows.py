@@ -11,7 +11,7 @@ from domain.windows import FixedWindow, SloWindow, TableRow, TableWindow, Window
 SIZE, SLOTS = 8, 64
 MEDIAN, P99 = 1.5, 2.1
 SIGMA = math.log(P99 / MEDIAN) / 2.326
-SLO, FIXED, OVER = 2.9, 0.36, 0.0095
+SLO, FIXED, OVER = 2.9, 0.36, 0.0085
 ROWS = (TableRow(5000, 0.5), TableRow(15_000, 0.25), TableRow(math.inf, 0.1))
 
 
