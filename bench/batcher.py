@@ -54,7 +54,7 @@ from bench._harness import show as show_figures
 from domain.batching import RequestRefused
 from tests.virtual_time import run_virtually
 
-SEEDS = tuple(int.from_bytes(sha256(f"bench.batcher {n}".encode()).digest()[:3]) for n in range(5))
+SEEDS = tuple(int.from_bytes(sha256(f"bench.batcher, anew {n}".encode()).digest()[:3]) for n in range(5))
 """From a text, so that nobody has picked them; the batcher was developed on others."""
 STEADY = (
     World("5/s", ((5, 2400),)),
