@@ -30,8 +30,8 @@ test: $(INSTALLED) ## Check format, lint, types and import rules, run all tests 
 	$(BIN)/lint-imports
 	@echo 'Tests marked "system" need a browser or Redis 7 from Debian and do not run here: .ci/run runs them.'
 	$(BIN)/pytest -m "not system" --ignore tests/e2e -n 2 --dist loadfile $(PYTEST_ARGS)
-	@echo 'End to end, on one stack, one test after the other:'
-	$(BIN)/pytest -m "not system" $(PYTEST_ARGS) tests/e2e
+	@echo 'End to end, on two stacks:'
+	$(BIN)/pytest -m "not system" -n 2 --dist loadfile $(PYTEST_ARGS) tests/e2e
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv (pip install uv), or UV=/path/to/uv" >&2; exit 1; }

@@ -934,13 +934,16 @@ class Policy(Section):
     def longest_usual_wait_ms(self) -> float:
         """P99 of the batcher's queue wait beyond which something is wrong.
 
-        Under `slo`, which waits on purpose, not below the configured window: a longer wait is none of its making.
+        Under `slo` and `table`, which wait on purpose, not below the longest window they may choose: a longer wait is
+        none of their making.
         """
         threshold = self.batcher.max_queue_wait_p99_ms
-        if self.batcher.controller != "slo":
+        if self.batcher.controller == "fixed":
             return threshold
         window = baseline_value(KnobName.BATCH_WINDOW_MS, self.baseline)
         assert isinstance(window, int)
+        if self.batcher.controller == "table":
+            window = min(window, max(row.window_ms for row in self.batcher.table))
         return max(threshold, window)
 
     @property

@@ -259,8 +259,16 @@ class Incidents:
         found = [run.typed_search_attributes.get(INCIDENT_KEY) async for run in self._temporal.list_workflows(query)]
         return [key for key in found if key]
 
+    def believed_on(self) -> list[str]:
+        """The keys of which an alarm is remembered as on, with an open incident or without."""
+        return [
+            name
+            for name, known in self._keys.items()
+            if any(alarm.state is AlarmState.ALARM for alarm in known.alarms.values())
+        ]
+
     async def alarms_on(self, key: str) -> list[str]:
-        """Names of the alarms that the open incident believes to be on."""
+        """Names of the alarms that are believed to be on."""
         known = self._key(key)
         await self._recall(known)
         return [name for name, alarm in known.alarms.items() if alarm.state is AlarmState.ALARM]

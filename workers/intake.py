@@ -264,8 +264,10 @@ class Intake:
     async def _reconcile(self) -> None:
         """Start what is on without an incident; tell open incidents whose alarms are no longer on."""
         on: set[str] = set()
-        for change, tells in await self._aws(self._describe):
-            target = await self._target(change)
+        found = [(change, await self._target(change), tells) for change, tells in await self._aws(self._describe)]
+        # What may be a part of another incident comes last: after a restart that one must be known first.
+        found.sort(key=lambda one: isinstance(one[1], IncidentTarget) and one[1].part_of is not None)
+        for change, target, tells in found:
             if isinstance(target, Ignored):
                 continue
             on.add(target.key)
@@ -274,7 +276,7 @@ class Intake:
             if await self._incidents.is_missed(change, target) and not await self._is_muted(change.alarm_name):
                 log.warning("missed", alarm=change.alarm_name, key=target.key, since=change.changed_at.isoformat())
                 await self._incidents.start(change, target)
-        quiet = [key for key in await self._incidents.open_keys() if key not in on]
+        quiet = [key for key in {*await self._incidents.open_keys(), *self._incidents.believed_on()} if key not in on]
         believed = await asyncio.gather(*(self._incidents.alarms_on(key) for key in quiet))
         for key, names in zip(quiet, believed, strict=True):
             for change, _ in await self._aws(self._describe, names) if names else []:

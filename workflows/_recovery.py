@@ -15,6 +15,8 @@ from workflows._record import SENIOR, SENIOR_AND_TAM, Incident
 from workflows._step import wait
 
 Verdict = Literal["recovered", "again", "aborted"]
+_MOST_DOUBLINGS = 16
+"""Longer than any reminder's wait; more of them would leave what a timedelta can hold."""
 
 
 async def verify(incident: Incident) -> Verdict:
@@ -35,7 +37,8 @@ async def verify(incident: Incident) -> Verdict:
     throttled_at = mitigated_at + policy.escalation.throttled_after_mitigation
     settled_at = started + policy.metrics.period * (policy.throttle.buy_periods + 1)
     look_after = _settling(incident, settled_at - started)
-    look_again_at = started + min(look_after * 2 ** (incident.attempt - 1), policy.escalation.approval_reminder)
+    doubled = look_after * 2 ** min(incident.attempt - 1, _MOST_DOUBLINGS)
+    look_again_at = started + min(doubled, policy.escalation.approval_reminder)
 
     throttled_due = throttled_at if started < throttled_at else None
 

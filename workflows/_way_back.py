@@ -56,9 +56,10 @@ async def decide_way_back(incident: Incident) -> Literal["done", "again", "verif
         elif incident.approved_by is not None:
             await _give_back(incident, [lever.name for lever in incident.record.held])
             incident.approved_by = None
-        if incident.record.recovered_at is None and incident.record.held and not incident.alarm_returned:
-            return "verify"
-    if incident.alarm_returned and incident.record.held and not incident.abort_asked:
+        if incident.record.recovered_at is None and not incident.alarm_returned and not incident.abort_asked:
+            return "verify" if incident.record.held else "again"
+    breached = incident.record.held or incident.record.recovered_at is None
+    if incident.alarm_returned and breached and not incident.abort_asked:
         incident.note("phase", "the alarm returned: mitigation again")
         return "again"
     return "done"
@@ -197,7 +198,8 @@ async def _take_again(incident: Incident, lever: Lever, why: str) -> None:
     incident.set_lever(taken)
     incident.record.recovered_at = None
     incident.note("lever", f"{lever.name} was released and is taken again ({taken.status}): {why}")
-    _stopped(incident, f"the way back stopped: without {lever.name} {why}; it is taken again")
+    again = "it is taken again" if taken.status is LeverStatus.IN_FORCE else f"it could NOT be taken: {taken.detail}"
+    _stopped(incident, f"the way back stopped: without {lever.name} {why}; {again}")
 
 
 def _stopped(incident: Incident, text: str) -> None:

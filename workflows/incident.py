@@ -107,11 +107,13 @@ class IncidentWorkflow(DecidedByPeople):
             if change.message_id != self.record.alarm.message_id:
                 self.record.alarm_times += 1
             return
+        joins = known is None and self.record.alarm_on
         self._alarms[change.alarm_name] = change
         self.record.alarm_on = any(alarm.state is AlarmState.ALARM for alarm in self._alarms.values())
         if change.state is AlarmState.ALARM:
             self.record.alarm_times += 1
-            if self.record.phase in (Phase.VERIFYING, Phase.AWAITING_DECISION, Phase.REVERTING):
+            # Another alarm about the same, while the first is on, is no return: what we did has not had its time yet.
+            if not joins and self.record.phase in (Phase.VERIFYING, Phase.AWAITING_DECISION, Phase.REVERTING):
                 self.alarm_returned = True
             if known is None and self.record.runbook is None:
                 self._page_alarm(change)
@@ -223,7 +225,8 @@ class IncidentWorkflow(DecidedByPeople):
         if assessment.why:
             self.note("finding", assessment.why)
         if assessment.unread:
-            self.note("finding", f"the metrics could not be read, so nothing is bought: {assessment.unread}")
+            so = "" if self.record.runbook == "latency" else ", so nothing is bought"
+            self.note("finding", f"the metrics could not be read{so}: {assessment.unread}")
         else:
             self.read(assessment.load)
         return assessment.plan
@@ -408,11 +411,11 @@ class IncidentWorkflow(DecidedByPeople):
             self.note("note", f"what was given back could not be released again: {failure(error)[1]}")
 
     def _remind(self) -> None:
-        """Remind people of an incident that nobody acknowledged; past the hold of bought capacity the next tier, and
-        whoever acknowledged. With the renewals, so that it costs no timer."""
+        """Remind people of an incident that nobody acknowledged; past a lever's hold the next tier, and whoever
+        acknowledged. With the renewals, so that it costs no timer."""
         policy, record = self.now_snapshot.policy, self.record
         now = workflow.now()
-        overdue = any(lever.demand and lever.hold_until and lever.hold_until < now for lever in record.held)
+        overdue = any(lever.hold_until and lever.hold_until < now for lever in record.held)
         if record.phase is not Phase.AWAITING_DECISION or (record.acknowledged_by is not None and not overdue):
             return
         since = next(entry.at for entry in reversed(record.timeline) if entry.kind in ("phase", "page"))

@@ -139,7 +139,7 @@ def window_before(
     first = min(series)
     smaller = [at for at, window_ms in series.items() if window_ms < now_ms]
     if smaller:
-        return min(series.values()), min((at for at in series if at > max(smaller)), default=None), True
+        return series[max(smaller)], min((at for at in series if at > max(smaller)), default=None), True
     if first - since <= (until - since) / 2 or known_good_ms >= now_ms:
         return now_ms, None, True
     return known_good_ms, first, False
@@ -167,6 +167,8 @@ def plan(evidence: Evidence, policy: Policy, now: datetime) -> MitigationPlan:
             if wanted
             else f"the window is not the cause ({', '.join(causes)})"
         )
+    elif found.path[0].answer == "normal":
+        why = "requests wait for a batch no longer than usual: the window is not the cause"
     elif wait is not None and wait.value is None:
         why = "no batcher says how long requests wait for a batch"
     else:

@@ -104,6 +104,10 @@ def test_under_slo_a_wait_counts_as_long_beyond_the_configured_window_alone() ->
     assert [x.id for x in diagnosed(evidence(queue_wait_ms=1_100.0), SLO).causes] == ["window-increased"]
 
 
+def test_under_the_table_its_longest_window_is_no_long_wait() -> None:
+    assert Policy(batcher=BatcherPolicy(controller="table")).longest_usual_wait_ms == 500
+
+
 def test_the_chart_in_the_docs_is_the_tree() -> None:
     assert f"```mermaid\n{mermaid(tree(POLICY))}```" in PAGE.read_text()
 
@@ -115,6 +119,13 @@ STEP = {NOW - n * MINUTE: 500.0 if n < 30 else 150.0 for n in range(24 * 60)}
 
 def test_a_step_of_the_metric_tells_when_the_window_grew_and_from_what() -> None:
     assert window_before(STEP, 500, NOW - timedelta(days=1), NOW, 150) == (150.0, NOW - 29 * MINUTE, True)
+
+
+def test_the_value_before_the_last_step_is_told_and_not_the_smallest_of_the_day() -> None:
+    dip = {
+        at: 50.0 if NOW - 10 * timedelta(hours=1) < at < NOW - 9 * timedelta(hours=1) else ms for at, ms in STEP.items()
+    }
+    assert window_before(dip, 500, NOW - timedelta(days=1), NOW, 150) == (150.0, NOW - 29 * MINUTE, True)
 
 
 def test_a_longer_window_that_is_in_force_and_not_yet_published_has_grown() -> None:
@@ -155,6 +166,7 @@ def test_the_window_goes_back_by_a_lease_and_capacity_is_not_touched() -> None:
     [
         {**FAST, "redis_read_us": 9_000.0},
         {**FAST, "opensearch_ms": 900.0},
+        {**FAST, "redis_read_us": None},  # the plan is made before other systems are read
         {"window_before_ms": 500.0, "queue_depth": 400.0},
         {"window_ms": 100.0, "window_before_ms": 50.0},  # grown, and good all the same
     ],

@@ -1,4 +1,4 @@
-"""One stack for this folder's tests."""
+"""A stack for this folder's tests; with several processes of pytest, one for each."""
 
 from collections.abc import AsyncIterator
 
