@@ -41,7 +41,7 @@ def test_the_default_packs_what_is_free_of_personal_data() -> None:
     ("given", "threshold_ms"),
     [
         ({"batcher": {"controller": "fixed"}, "knobs": {"batch_window_ms": 500}}, 300),
-        ({"batcher": {"controller": "table"}}, 300),
+        ({"batcher": {"controller": "table"}}, 500),
         ({}, 1000),
         ({"knobs": {"batch_window_ms": 200}}, 300),
     ],
