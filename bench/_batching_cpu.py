@@ -1,21 +1,33 @@
 """What a request costs in CPU, in real time: 256 callers who ask again at once, and a backend that answers at once."""
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import cast
 
 from bench._batchers import PEER_CONTENDERS, Asked, Contender, Knobs, contender, core, slo
 from bench._batching_worlds import SIZE, Refused, World
 from bench._harness import Figure, progress
+from dataplane.connection import connect_async
+from dataplane.control_state import ControlState
 from dataplane.meter import BatchMeter
-from domain.batching import Answer, Batch, Request
+from dataplane.response_cache import ResponseCache
+from dataplane.sending import Reply, Target
+from dataplane.service import BatcherService
+from domain.batching import Answer, Batch, Request, Strategy
+from domain.policy import Policy
 from domain.windows import FixedWindow, WindowController
+from tests.servers import ValkeyServer
 
 CALLERS = 256
 REQUESTS = 256 * 400
 """Of one round."""
 ROUNDS = 10
 """With one batcher, which learns in the first ones. The best counts: other work on the machine only adds."""
+CACHED_CALLERS, CACHED_REQUESTS = 64, 64 * 80
+"""Of one round with the response cache, which costs more."""
 COST_AIM_US = 10.0
 _WORLD = World("CPU", ((1, 1),))
 _ANSWERS = [Answer("yes", "sonnet", 300, 200, SIZE)] * SIZE
@@ -84,6 +96,49 @@ async def _measure(make: Contender, name: str) -> list[tuple[float, float, float
     return found
 
 
+class _Answering(_RateLimited):
+    """Knobs, routes and a backend that answers a question at once."""
+
+    async def call(self, target: Target, system: str, prompt: str, max_tokens: int, within_seconds: float) -> Reply:
+        return Reply("yes", 300, 200)
+
+    def model_for(self, intent: str) -> str:
+        return "haiku"
+
+    def routes(self, model: str) -> None:
+        return None
+
+    def max_output_tokens(self, intent: str) -> int:
+        return 300
+
+
+async def _with_the_cache(url: str) -> list[Figure]:
+    """Each question is asked twice in a round: first it is not in the cache, then it is. Redis is another process."""
+    policy = Policy()
+    one_by_one = policy.intents["faq"].model_copy(update={"strategy": Strategy.COALESCE})
+    policy = policy.model_copy(update={"intents": {**policy.intents, "faq": one_by_one}})
+    world, client, settings = _Answering(), connect_async(url), policy.batcher
+    cache = ResponseCache(client, lambda: 3600, max_bytes=settings.max_cached_bytes, timeout_seconds=10)
+    service = BatcherService(policy, world, cast(ControlState, world), cache)
+    costs: dict[bool, list[float]] = {False: [], True: []}
+    asked = iter(range(1_000_000_000))
+
+    async def caller(questions: Sequence[int], cached: bool) -> None:
+        for number in questions:
+            assert (await service.ask("faq", str(number), task="task")).cached is cached
+
+    for _ in progress(range(ROUNDS), "CPU, ours, response cache on"):
+        questions = [next(asked) for _ in range(CACHED_REQUESTS)]
+        for cached, spent in costs.items():
+            cpu = time.process_time()
+            await asyncio.gather(*(caller(questions[n::CACHED_CALLERS], cached) for n in range(CACHED_CALLERS)))
+            await cache.close()
+            spent.append((time.process_time() - cpu) / CACHED_REQUESTS * 1e6)
+    await client.aclose()
+    name = "CPU of a request, ours, response cache on"
+    return [Figure(f"{name}, kept", min(costs[True]), "µs"), Figure(f"{name}, not kept yet", min(costs[False]), "µs")]
+
+
 def measure_cpu(peers: Iterable[str]) -> list[Figure]:
     """All that are there."""
     found = []
@@ -95,4 +150,10 @@ def measure_cpu(peers: Iterable[str]) -> list[Figure]:
         found.append(Figure(f"100,000 requests, {name}", 100_000 * took, "s", 1.0 if ours else None))
         if lost:
             found.append(Figure(f"without an answer, {name}", lost * 100, "%"))
+    with tempfile.TemporaryDirectory() as folder:
+        valkey = ValkeyServer(Path(folder)).start()
+        try:
+            found += asyncio.run(_with_the_cache(valkey.url))
+        finally:
+            valkey.kill()
     return found
