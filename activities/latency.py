@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from temporalio import activity
 
@@ -36,6 +37,15 @@ KEYS = {
     MetricName.INTEGRATION_LATENCY: EvidenceKey.INTEGRATION_MS,
 }
 
+_DEPTH = "queue depth"
+
+
+class _Stages(NamedTuple):
+    """Of an answer's way, read at once."""
+
+    batcher: Check
+    budget: list[BudgetRow]
+
 
 class LatencyActivities:
     """CloudWatch, the lease ledger and the configured policy."""
@@ -59,15 +69,14 @@ class LatencyActivities:
         period, recent = policy.metrics.period, policy.evidence.recent_changes
         windows: dict[str, Asked] = {"window": (MetricName.BATCH_WINDOW, (model,))}
         started = time.perf_counter()
-        (load, unread), (batcher, no_batcher), leases, published, (rows, _) = await asyncio.gather(
+        (load, unread), (stages, no_stages), leases, published = await asyncio.gather(
             budgeted(budget, lambda: asyncio.to_thread(self._cloudwatch.read_load, ask)),
-            budgeted(budget, lambda: asyncio.to_thread(self._batcher, model, policy)),
+            budgeted(budget, lambda: asyncio.to_thread(self._stages, model, policy)),
             budgeted(budget, lambda: asyncio.to_thread(lambda: self._ledger.leases().leases)),
             budgeted(budget, lambda: asyncio.to_thread(self._cloudwatch.series, windows, period, recent)),
-            budgeted(budget, lambda: asyncio.to_thread(self._budget, model, policy)),
         )
         window = window_check(policy, leases, published, (time.perf_counter() - started) * 1000)
-        checks = [batcher or not_read("Batcher", no_batcher), window]
+        checks = [stages.batcher if stages else not_read("Batcher", no_stages), window]
         known = Evidence()
         for check in checks:
             known = known.merge(check.evidence)
@@ -78,13 +87,13 @@ class LatencyActivities:
             plan=latency.plan(known, policy, request.now),
             runbook="latency",
             checks=checks,
-            budget=rows or [],
+            budget=stages.budget if stages else [],
         )
 
     @activity.defn
     def measure_budget(self, request: MeasureBudget) -> list[BudgetRow]:
         """The latency budget as measured now; a stage without data has no value."""
-        return self._budget(request.model, request.policy)
+        return self._stages(request.model, request.policy).budget
 
     @activity.defn
     def check_system(self, request: CheckSystem) -> list[Check]:
@@ -121,22 +130,28 @@ class LatencyActivities:
         others = [lease for lease in leases if lease.lease_id not in ours]
         return latency.guard(_window_ms(leases, policy), _window_ms(others, policy), request.load, policy)
 
-    def _batcher(self, model: str, policy: Policy) -> Check:
+    def _stages(self, model: str, policy: Policy) -> _Stages:
         started = time.perf_counter()
         wanted: dict[str, Asked] = {
-            "wait": (MetricName.QUEUE_WAIT_TIME, (model,)),
-            "depth": (MetricName.BEDROCK_QUEUE_DEPTH, ()),
-            "invocation": (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
+            stage.name: (MetricName.STAGE_LATENCY, (stage.name,)) for stage in policy.latency.stages
         }
-        series, end = self._cloudwatch.series(wanted, policy.metrics.period, policy.evidence.metric_lookback)
-        wait, depth, invocation = (_newest(series[label], end, policy.metrics.period) for label in wanted)
+        wanted |= {
+            latency.QUEUE_WAIT: (MetricName.QUEUE_WAIT_TIME, (model,)),
+            latency.INVOCATION: (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
+            latency.TOTAL: (MetricName.REQUEST_LATENCY_P99, ()),
+            _DEPTH: (MetricName.BEDROCK_QUEUE_DEPTH, ()),
+        }
+        period = policy.metrics.period
+        series, end = self._cloudwatch.series(wanted, period, policy.evidence.metric_lookback)
+        now = {name: _newest(points, end, period) for name, points in series.items()}
+        wait, depth, invocation = now[latency.QUEUE_WAIT], now[_DEPTH], now[latency.INVOCATION]
         most = policy.longest_usual_wait_ms
         values: dict[EvidenceKey, Value | None] = {
             EvidenceKey.QUEUE_WAIT_MS: wait,
             EvidenceKey.QUEUE_DEPTH: depth,
             EvidenceKey.INVOCATION_MS: invocation,
         }
-        return Check(
+        batcher = Check(
             name="Batcher",
             finding=f"{model}: P99 of the wait {_ms(wait)} (high is over {most:g} ms), of Bedrock's own latency "
             f"{_ms(invocation)}; queue depth {'unknown' if depth is None else f'{depth:g}'}",
@@ -145,20 +160,7 @@ class LatencyActivities:
             observed_at=end,
             duration_ms=(time.perf_counter() - started) * 1000,
         )
-
-    def _budget(self, model: str, policy: Policy) -> list[BudgetRow]:
-        wanted: dict[str, Asked] = {
-            stage.name: (MetricName.STAGE_LATENCY, (stage.name,)) for stage in policy.latency.stages
-        }
-        wanted |= {
-            latency.QUEUE_WAIT: (MetricName.QUEUE_WAIT_TIME, (model,)),
-            latency.INVOCATION: (MetricName.INVOCATION_LATENCY, (policy.models[model].model_id,)),
-            latency.TOTAL: (MetricName.REQUEST_LATENCY_P99, ()),
-        }
-        period = policy.metrics.period
-        series, end = self._cloudwatch.series(wanted, period, policy.evidence.metric_lookback)
-        now = {name: _newest(points, end, period) for name, points in series.items()}
-        return latency.budget(now, model, policy)
+        return _Stages(batcher, latency.budget(now, model, policy))
 
 
 def window_check(
