@@ -62,6 +62,24 @@ class Knobs:
         return "sonnet"
 
 
+class AnswersAtOnce(Knobs):
+    """Knobs, routes and a backend for a whole service."""
+
+    reply = Reply("yes", 300, 200)
+
+    async def call(self, target: Target, system: str, prompt: str, max_tokens: int, within_seconds: float) -> Reply:
+        return self.reply
+
+    def model_for(self, intent: str) -> str:
+        return "haiku"
+
+    def routes(self, model: str) -> None:
+        return None
+
+    def max_output_tokens(self, intent: str) -> int:
+        return 300
+
+
 class WindowsMeter:
     """Remembers windows, and nothing else."""
 

@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-from bench._batchers import PEER_CONTENDERS, Asked, Contender, Knobs, contender, core, slo
+from bench._batchers import PEER_CONTENDERS, AnswersAtOnce, Asked, Contender, Knobs, contender, core, slo
 from bench._batching_worlds import SIZE, Refused, World
 from bench._harness import Figure, progress
 from dataplane.connection import connect_async
 from dataplane.control_state import ControlState
 from dataplane.meter import BatchMeter
 from dataplane.response_cache import ResponseCache
-from dataplane.sending import Reply, Target
 from dataplane.service import BatcherService
 from domain.batching import Answer, Batch, Request, Strategy
 from domain.policy import Policy
@@ -96,20 +95,8 @@ async def _measure(make: Contender, name: str) -> list[tuple[float, float, float
     return found
 
 
-class _Answering(_RateLimited):
-    """Knobs, routes and a backend that answers a question at once."""
-
-    async def call(self, target: Target, system: str, prompt: str, max_tokens: int, within_seconds: float) -> Reply:
-        return Reply("yes", 300, 200)
-
-    def model_for(self, intent: str) -> str:
-        return "haiku"
-
-    def routes(self, model: str) -> None:
-        return None
-
-    def max_output_tokens(self, intent: str) -> int:
-        return 300
+class _RateLimitedService(_RateLimited, AnswersAtOnce):
+    """A whole service's, the same."""
 
 
 async def _with_the_cache(url: str) -> list[Figure]:
@@ -117,7 +104,7 @@ async def _with_the_cache(url: str) -> list[Figure]:
     policy = Policy()
     one_by_one = policy.intents["faq"].model_copy(update={"strategy": Strategy.COALESCE})
     policy = policy.model_copy(update={"intents": {**policy.intents, "faq": one_by_one}})
-    world, client, settings = _Answering(), connect_async(url), policy.batcher
+    world, client, settings = _RateLimitedService(), connect_async(url), policy.batcher
     cache = ResponseCache(client, lambda: 3600, max_bytes=settings.max_cached_bytes, timeout_seconds=10)
     service = BatcherService(policy, world, cast(ControlState, world), cache)
     costs: dict[bool, list[float]] = {False: [], True: []}

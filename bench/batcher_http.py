@@ -17,10 +17,11 @@ from typing import Literal, cast
 import psutil
 import uvicorn
 
+from bench._batchers import AnswersAtOnce
 from bench._harness import Figure, percentile, progress, publish
 from dataplane.batcher_http import create_app
 from dataplane.control_state import ControlState
-from dataplane.sending import Reply, Target
+from dataplane.sending import Reply
 from dataplane.service import BatcherService
 from domain.policy import Policy
 from workers.batcher import BoundedHeads
@@ -37,24 +38,11 @@ _BODY = json.dumps({"intent": "search", "prompt": "Which volumes of the series a
 _HEAD = "POST /v1/answer HTTP/1.1\r\nHost: batcher\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
-class _World:
-    """Backend and knobs."""
+class _World(AnswersAtOnce):
+    """No window."""
 
     batch_window_ms = 0
-    request_coalescing = False
-    invocations_per_second_per_task = None
-
-    async def call(self, target: Target, system: str, prompt: str, max_tokens: int, within_seconds: float) -> Reply:
-        return Reply("There are twelve, and the thirteenth comes out in May.", 30, 12)
-
-    def model_for(self, intent: str) -> str:
-        return "haiku"
-
-    def routes(self, model: str) -> None:
-        return None
-
-    def max_output_tokens(self, intent: str) -> int:
-        return 300
+    reply = Reply("There are twelve, and the thirteenth comes out in May.", 30, 12)
 
 
 def _serve(parser: str, port: Connection) -> None:

@@ -45,21 +45,25 @@ def metric_data(meter: BatchMeter, since: Totals, at: datetime, resolution_secon
         (MetricName.CACHE_HIT_RATE, (), lookups),
         (MetricName.BEDROCK_QUEUE_DEPTH, (), {meter.take_deepest(): 1}),
     ]
-    return [
-        {
+    return [datum for name, named, counts in found for datum in data_of(name, named, counts, at, resolution_seconds)]
+
+
+def data_of(
+    name: MetricName, named: Sequence[str], counts: Counted, at: datetime, resolution_seconds: int
+) -> Iterator[Datum]:
+    """One metric's values, in data that AWS takes; `named` are its dimensions' values, in order."""
+    metric, ordered = CATALOGUE[name], sorted(counts.items())
+    for start in range(0, len(ordered), MOST_VALUES):
+        part = ordered[start : start + MOST_VALUES]
+        yield {
             "MetricName": str(name),
-            "Dimensions": [
-                {"Name": key, "Value": value} for key, value in zip(CATALOGUE[name].dimensions, named, strict=True)
-            ],
+            "Dimensions": [{"Name": key, "Value": value} for key, value in zip(metric.dimensions, named, strict=True)],
             "Timestamp": at,
-            "Unit": CATALOGUE[name].unit,
+            "Unit": metric.unit,
             "StorageResolution": resolution_seconds,
             "Values": [float(value) for value, _ in part],
             "Counts": [float(count) for _, count in part],
         }
-        for name, named, counts in found
-        for part in _parts(sorted(counts.items()))
-    ]
 
 
 def calls_of(data: Iterable[Datum]) -> Iterator[list[Datum]]:
@@ -75,8 +79,3 @@ def calls_of(data: Iterable[Datum]) -> Iterator[list[Datum]]:
         size += length
     if call:
         yield call
-
-
-def _parts(counts: Sequence[tuple[float, int]]) -> Iterator[Sequence[tuple[float, int]]]:
-    for start in range(0, len(counts), MOST_VALUES):
-        yield counts[start : start + MOST_VALUES]

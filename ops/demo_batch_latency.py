@@ -23,7 +23,7 @@ from domain.people import Role
 from domain.runbooks.latency import WINDOW_INCREASED
 from ops.demo_stage import MODEL, DemoFailed, DemoResult, Options, Show
 from ops.demo_throttle import Throttle
-from ops.stack import TO_START, TOKYO, Stack, StackError, StackOptions
+from ops.stack import TO_START, Stack, StackError, StackOptions, coming
 from ops.views import cleaned
 
 SEEN_AT = timedelta(hours=20)
@@ -127,12 +127,10 @@ class BatchLatency(Throttle):
                 f"speed {options.speed:g}: from 1 to {MOST_SPEED:g} is allowed, because requests are real and each "
                 "metric period needs 300 of them for its P99"
             )
-        midnight = datetime.now(TOKYO).replace(hour=0, minute=0, second=0, microsecond=0)
-        tuesday = midnight + timedelta(days=1 + (TUESDAY - midnight.weekday() - 1) % 7)
         return StackOptions(
             state_dir=options.state_dir,
             speed=options.speed,
-            business_start=tuesday + SEEN_AT - TO_START * options.speed,
+            business_start=coming(TUESDAY, datetime.now(UTC)) + SEEN_AT - TO_START * options.speed,
             batcher=True,
             real_requests=True,
             policy=policy(TOO_LONG_MS),

@@ -2,13 +2,13 @@
 
 import asyncio
 import urllib.request
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from domain.incident import LeverName, cut
 from domain.people import Role
 from ops.demo_stage import LOOK_EVERY_SECONDS, MODEL, DemoFailed, Options
 from ops.demo_throttle import Throttle
-from ops.stack import TO_START, TOKYO, StackOptions
+from ops.stack import TO_START, StackOptions, coming
 
 READY_AT = timedelta(hours=17, minutes=14)
 """Wednesday's time of day once the stack is up; the ramp comes at 17:20."""
@@ -28,12 +28,10 @@ class ScalingLag(Throttle):
     @classmethod
     def stack_options(cls, options: Options) -> StackOptions:
         """A Wednesday, and the simulator's scenario."""
-        midnight = datetime.now(TOKYO).replace(hour=0, minute=0, second=0, microsecond=0)
-        wednesday = midnight + timedelta(days=1 + (WEDNESDAY - midnight.weekday() - 1) % 7)
         return StackOptions(
             state_dir=options.state_dir,
             speed=options.speed,
-            business_start=wednesday + READY_AT - TO_START * options.speed,
+            business_start=coming(WEDNESDAY, datetime.now(UTC)) + READY_AT - TO_START * options.speed,
             env={"RUNBOOKS_SIMULATOR_SCENARIO": "scaling-lag"},
         )
 

@@ -433,10 +433,18 @@ def batcher(stack: Stack) -> list[ChildSpec]:
     return [ChildSpec(name="batcher", command=command, env=stack.process_env(), ready=ready, stop_within=_DRAIN)]
 
 
+MONDAY = 0
+
+
 def before_next_release(now: datetime, ahead: timedelta) -> datetime:
     """The business time so long ahead of the next Monday 00:00 in Tokyo."""
+    return coming(MONDAY, now) - ahead
+
+
+def coming(weekday: int, now: datetime) -> datetime:
+    """The begin of the next such day in Tokyo (0 is Monday) that is not today."""
     today = now.astimezone(TOKYO).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today + timedelta(days=7 - today.weekday()) - ahead
+    return today + timedelta(days=1 + (weekday - today.weekday() - 1) % 7)
 
 
 def _check_speed(options: StackOptions) -> None:

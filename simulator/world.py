@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import boto3
 import redis
@@ -24,7 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from dataplane.connection import connect
 from dataplane.knobs import Knobs
-from dataplane.metric_data import MOST_VALUES
+from dataplane.metric_data import Datum, data_of
 from dataplane.routes import Routes
 from domain import timetable
 from domain.alarm_definitions import alarm_definitions, put_metric_alarm
@@ -41,9 +41,6 @@ from simulator.mangaassist import Controls, Flow, Parameters, at_rest, step
 from simulator.requests import MEASURED, Requests
 from simulator.stages import Stages
 from simulator.traffic import Spike, Traffic, monday_release
-
-if TYPE_CHECKING:
-    from types_boto3_cloudwatch.type_defs import MetricDatumTypeDef
 
 ALARM_QUEUE = "mangaassist-alarms"
 DEAD_LETTER_QUEUE = "mangaassist-alarms-dlq"
@@ -427,7 +424,7 @@ class World:
         figures: list[_Figure] = [*self._figures(flows), *self._stages.figures()]
         if self._requests is not None:
             figures = [figure for figure in figures if figure[0] not in MEASURED] + list(self._requests.figures())
-        by_namespace: dict[str, list[MetricDatumTypeDef]] = {}
+        by_namespace: dict[str, list[Datum]] = {}
         for name, dimensions, value in figures:
             by_namespace.setdefault(CATALOGUE[name].namespace, []).extend(self._data(name, dimensions, value, at))
         for namespace, data in by_namespace.items():
@@ -435,22 +432,12 @@ class World:
 
     def _data(
         self, name: MetricName, dimensions: dict[str, str], value: float | Mapping[float, int], at: datetime
-    ) -> "Iterator[MetricDatumTypeDef]":
+    ) -> Iterator[Datum]:
         """As PutMetricData takes it."""
-        metric = CATALOGUE[name]
-        assert tuple(dimensions) == metric.dimensions
-        counts = list(value.items()) if isinstance(value, Mapping) else [(value, 1)]
-        for start in range(0, len(counts), MOST_VALUES):
-            part = counts[start : start + MOST_VALUES]
-            yield {
-                "MetricName": name,
-                "Dimensions": [{"Name": key, "Value": text} for key, text in dimensions.items()],
-                "Timestamp": at,
-                "Values": [value for value, _ in part],
-                "Counts": [count for _, count in part],
-                "Unit": metric.unit,  # type: ignore[typeddict-item]
-                "StorageResolution": 60 if self._period >= timedelta(minutes=1) else 1,
-            }
+        assert tuple(dimensions) == CATALOGUE[name].dimensions
+        counts = value if isinstance(value, Mapping) else {value: 1}
+        resolution_seconds = 60 if self._period >= timedelta(minutes=1) else 1
+        return data_of(name, tuple(dimensions.values()), counts, at, resolution_seconds)
 
     def _figures(self, flows: list[Flow]) -> list[tuple[MetricName, dict[str, str], float]]:
         """One period's metrics of the model, each with the value that its statistic gives."""

@@ -120,6 +120,11 @@ class Key:
     """The newest ALARM of each alarm that came too soon after the last one: told when it may be."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether an alarm of it is, as far as is known."""
+        return any(alarm.state is AlarmState.ALARM for alarm in self.alarms.values())
+
     def remember(self, change: AlarmChange) -> None:
         """Temporal has `change`."""
         self.alarms[change.alarm_name] = Seen(change.state, change.changed_at, time.monotonic())
@@ -182,7 +187,7 @@ class Incidents:
         if target.part_of is None:
             return False
         others = (key for name, key in self._keys.items() if name != target.key and fnmatchcase(name, target.part_of))
-        return any(seen.state is AlarmState.ALARM for key in others for seen in key.alarms.values())
+        return any(key.is_on for key in others)
 
     def _is_news(self, change: AlarmChange, seen: Seen, untold: tuple[AlarmChange, IncidentTarget] | None) -> bool:
         if change.state is not seen.state:
@@ -242,7 +247,7 @@ class Incidents:
             was_paged = target.runbook is None and last.close_time and last.close_time >= change.changed_at
             return not was_paged
         await self._recall(known)
-        if not known.alarms or any(alarm.state is AlarmState.ALARM for alarm in known.alarms.values()):
+        if not known.alarms or known.is_on:
             return False
         return change.changed_at > max(alarm.changed_at for alarm in known.alarms.values())
 
@@ -261,11 +266,7 @@ class Incidents:
 
     def believed_on(self) -> list[str]:
         """The keys of which an alarm is remembered as on, with an open incident or without."""
-        return [
-            name
-            for name, known in self._keys.items()
-            if any(alarm.state is AlarmState.ALARM for alarm in known.alarms.values())
-        ]
+        return [name for name, known in self._keys.items() if known.is_on]
 
     async def alarms_on(self, key: str) -> list[str]:
         """Names of the alarms that are believed to be on."""

@@ -1,7 +1,6 @@
 """Scenario 3's six leaves: each by breaking just that around a real batcher, and reading what the incident says."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +23,7 @@ from domain.messages import INCIDENT_WORKFLOW, RECORD, IncidentInput, incident_i
 from domain.metrics import MetricName
 from domain.policy import Policy
 from tests.aws_account import Account
+from tests.scheduled import eventually
 from tests.servers import AwsServer, TemporalServer, ValkeyServer, free_port
 from tests.workers.test_batcher_process import Process
 from tests.workflows.fakes import alarm
@@ -129,13 +129,6 @@ class Evening:
         for lease in self.ledger.leases().leases:
             if lease.holder.kind == "incident":
                 self.ledger.release([lease.lease_id], lease.holder, "the next case")
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    give_up_at = time.monotonic() + 40
-    while not await condition():
-        assert time.monotonic() < give_up_at, "it never came true"
-        await asyncio.sleep(0.1)
 
 
 @pytest.fixture

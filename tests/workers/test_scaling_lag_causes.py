@@ -1,8 +1,6 @@
 """Scenario 4's six causes: each by breaking just that thing on real servers, and reading what the incident says."""
 
-import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +40,7 @@ from domain.messages import (
 )
 from domain.policy import CapacityPolicy, HealthPolicy, Policy, TimetablePolicy, TimetableWindow
 from tests.aws_account import Account
+from tests.scheduled import eventually
 from tests.servers import AwsServer, TemporalServer, ValkeyServer
 from tests.workflows.fakes import alarm
 from workers.clients import AwsClients
@@ -131,13 +130,6 @@ class Plumbing:
     def breaks(self, kind: str) -> None:
         """Asking AWS for units goes wrong from now on."""
         self.aws.control("POST", "faults", {"service": "bedrock", "operation": CREATE, "kind": kind, "count": None})
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    give_up_at = time.monotonic() + 40
-    while not await condition():
-        assert time.monotonic() < give_up_at, "it never came true"
-        await asyncio.sleep(0.05)
 
 
 @pytest.fixture
